@@ -1,0 +1,228 @@
+"""The command line on the device: predict, bench, selftest, info. `python runner.pyz --help`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from . import __version__
+from .backends import BACKENDS, Model, open_first, open_with
+from .bench import bench
+from .bundle import Bundle
+from .contract import PRECISIONS
+from .errors import INTERRUPTED, Missing, UsageError, UserError
+from .images import decode, prepare
+from .scores import probabilities, real
+from .selftest import GOLDEN, selftest
+
+
+def bundle_folder() -> Path:
+    """The folder of the zipapp: a bundle is where its runner is."""
+    return Path(sys.argv[0]).resolve().parent
+
+
+def _files(args: argparse.Namespace, bundle: Bundle) -> dict[str, Path]:
+    files = bundle.models(args.precision or bundle.default_precision())
+    if args.runtime is None:
+        return files
+    suffix = BACKENDS[args.runtime].SUFFIX
+    if suffix not in files:
+        raise Missing(f"the bundle has no {suffix} file for {args.runtime}", "choose another runtime")
+    return {suffix: files[suffix]}
+
+
+def _open(args: argparse.Namespace, bundle: Bundle) -> Model:
+    files = _files(args, bundle)
+    if args.runtime is None:
+        return open_first(files, args.threads)
+    return open_with(args.runtime, next(iter(files.values())), args.threads)
+
+
+def _read(name: str) -> bytes:
+    if name == "-":
+        return sys.stdin.buffer.read()
+    try:
+        return Path(name).read_bytes()
+    except FileNotFoundError as error:
+        raise Missing(f"{name}: no such file") from error
+    except OSError as error:
+        raise Missing(f"{name}: cannot be read ({error.strerror})") from error
+
+
+def predict(args: argparse.Namespace, bundle: Bundle) -> int:
+    """Classify every picture; one that is bad is reported, and the others are still answered."""
+    model = _open(args, bundle)
+    contract = model.contract
+    answers: list[dict[str, Any]] = []
+    exit_code = 0
+    for name in args.files:
+        try:
+            image = decode(_read(name), name)
+        except UserError as error:
+            print(f"error: {error}", file=sys.stderr)
+            exit_code = error.exit_code
+            continue
+        pixels = prepare(image, contract.input_shape, contract.preparation)
+        scores = real(model.run(pixels[None])[0], contract.output)
+        chances = probabilities(scores, contract)[0]
+        order = np.argsort(-chances, kind="stable")[: args.top]
+        answers.append(
+            {
+                "file": name,
+                "label": contract.labels[order[0]],
+                "probability": float(chances[order[0]]),
+                "top": [[contract.labels[i], float(chances[i])] for i in order],
+            }
+        )
+    if args.json:
+        print(json.dumps({"runtime": model.runtime, "answers": answers}))
+        return exit_code
+    for answer in answers:
+        ranking = "  ".join(f"{label} {chance:.1%}" for label, chance in answer["top"])
+        print(f"{answer['file']}: {ranking}")
+    return exit_code
+
+
+def _golden_images(bundle: Bundle) -> npt.NDArray[np.uint8]:
+    with np.load(bundle.folder / GOLDEN, allow_pickle=False) as golden:
+        return np.asarray(golden["images"])
+
+
+def run_bench(args: argparse.Namespace, bundle: Bundle) -> int:
+    """Time the chosen model; the first inference and the runtime's import count apart."""
+    file = ", ".join(path.name for path in _files(args, bundle).values())
+    timing = bench(lambda: _open(args, bundle), file, _golden_images(bundle), args.count)
+    if args.json:
+        print(json.dumps(asdict(timing)))
+        return 0
+    print(f"{timing.runtime}, {timing.inferences} inferences, one image each")
+    print(f"import and load  {timing.load_ms:9.1f} ms")
+    print(f"first inference  {timing.first_ms:9.3f} ms")
+    print(f"p50  p90  p99    {timing.p50_us:9.1f} {timing.p90_us:9.1f} {timing.p99_us:9.1f} us")
+    print(f"peak memory      {timing.peak_mb:9.1f} MB")
+    return 0
+
+
+def run_selftest(args: argparse.Namespace, bundle: Bundle) -> int:
+    """Replay the golden vectors, in every precision of the bundle unless one is named."""
+    wanted = [args.precision] if args.precision else sorted(bundle.manifest["contracts"])
+    results = []
+    for precision in wanted:
+        args.precision = precision
+        results.append(selftest(bundle, _open(args, bundle)))
+    if args.json:
+        print(json.dumps([asdict(result) | {"passed": result.passed} for result in results]))
+    else:
+        for result in results:
+            verdict = "passed" if result.passed else "FAILED"
+            unit = "steps" if result.precision == "int8" else "of the largest score"
+            print(
+                f"{verdict}: {result.precision} on {result.runtime}, {result.images} images, "
+                f"{result.equal:.2%} of scores equal, largest difference {result.largest:.3g} "
+                f"(limit {result.limit:.3g}) {unit}"
+            )
+    return 0 if results and all(result.passed for result in results) else 1
+
+
+def run_info(args: argparse.Namespace, bundle: Bundle) -> int:
+    """What the bundle holds, and which runtimes work here."""
+    precision = args.precision or bundle.default_precision()
+    contract = bundle.contract(precision)
+    files = bundle.models(precision)
+    runtimes: dict[str, str] = {}
+    for name, backend in BACKENDS.items():
+        if backend.SUFFIX not in files:
+            continue
+        try:
+            runtimes[name] = open_with(name, files[backend.SUFFIX], args.threads).runtime
+        except UserError as error:
+            runtimes[name] = f"not usable: {error}"
+    record = {
+        "runner": __version__,
+        "python": platform.python_version(),
+        "numpy": np.__version__,
+        "machine": platform.machine(),
+        "contract": json.loads(contract.to_json()),
+        "models": bundle.manifest["models"],
+        "runtimes": runtimes,
+    }
+    if args.json:
+        print(json.dumps(record))
+        return 0
+    shape = " x ".join(str(size) for size in contract.input_shape)
+    print(f"model     {contract.model}, trained on {contract.dataset}, default {precision}")
+    print(f"input     {shape} ({contract.layout}), prepared as a {contract.preparation}")
+    print(f"labels    {', '.join(contract.labels)}")
+    for name, model in bundle.manifest["models"].items():
+        print(f"file      {name}, {model['accuracy']:.2%} of the test pictures right")
+    for name, state in runtimes.items():
+        print(f"runtime   {name}: {state}")
+    return 0
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="runner.pyz", description="Run the model of this bundle.", allow_abbrev=False
+    )
+    parser.add_argument("--version", action="version", version=f"runner {__version__}")
+    shared = argparse.ArgumentParser(add_help=False)
+    shared.add_argument("--bundle", type=Path, help="the unpacked bundle (default: beside me)")
+    shared.add_argument("--runtime", choices=list(BACKENDS), help="default: the first that works")
+    shared.add_argument("--precision", choices=PRECISIONS, help="default: int8")
+    shared.add_argument("--threads", type=_positive, default=1)
+    shared.add_argument("--json", action="store_true", help="print one JSON document")
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("predict", parents=[shared], help="classify pictures")
+    command.add_argument("files", nargs="+", metavar="FILE", help="a picture; - reads stdin")
+    command.add_argument("--top", type=_positive, default=3, help="labels to show (default 3)")
+    command = commands.add_parser("bench", parents=[shared], help="measure time and memory")
+    command.add_argument("--count", type=_positive, default=1000, help="inferences (default 1000)")
+    commands.add_parser("selftest", parents=[shared], help="replay the golden vectors")
+    commands.add_parser("info", parents=[shared], help="what is here, and what works")
+    return parser
+
+
+COMMANDS: dict[str, Callable[[argparse.Namespace, Bundle], int]] = {
+    "predict": predict,
+    "bench": run_bench,
+    "selftest": run_selftest,
+    "info": run_info,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse, check the bundle, run one command. Returns the exit code."""
+    args = _parser().parse_args(arguments)
+    try:
+        if args.command == "predict" and args.files.count("-") > 1:
+            raise UsageError("stdin can be read once", "give '-' once")
+        bundle = Bundle.open((args.bundle or bundle_folder()).resolve())
+        return COMMANDS[args.command](args, bundle)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has gone, as with `| head`
+        sys.stderr.close()
+        return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

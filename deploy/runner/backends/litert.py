@@ -1,0 +1,21 @@
+"""LiteRT, the `ai-edge-litert` package, with its XNNPACK kernels as shipped."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .tflite import TfliteModel
+
+SUFFIX = ".tflite"
+PIP = "ai-edge-litert"
+
+
+def open_model(path: Path, threads: int) -> TfliteModel:
+    """Build an interpreter for `path`; see `backends.open_with` for what can go wrong."""
+    from importlib.metadata import version
+
+    from ai_edge_litert.interpreter import Interpreter
+
+    return TfliteModel(
+        path, Interpreter(str(path), num_threads=threads), f"litert {version('ai-edge-litert')}"
+    )

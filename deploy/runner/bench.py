@@ -1,0 +1,60 @@
+"""How long import, load and inference take here, and how much memory they need."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from .backends import Model
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Times of one process. `load_ms` includes importing the runtime; memory is the process's."""
+
+    runtime: str
+    file: str
+    load_ms: float
+    first_ms: float
+    p50_us: float
+    p90_us: float
+    p99_us: float
+    inferences: int
+    peak_mb: float
+
+
+def bench(
+    open_model: Callable[[], Model], file: str, images: npt.NDArray[np.uint8], count: int
+) -> Timing:
+    """Open the model, then run `count` inferences of one image each, round-robin over `images`."""
+    started = time.perf_counter()
+    model = open_model()
+    loaded = time.perf_counter()
+    model.run(images[:1])
+    first = time.perf_counter()
+    times = np.empty(count)
+    for i in range(count):
+        image = images[i % len(images)][None]
+        before = time.perf_counter()
+        model.run(image)
+        times[i] = time.perf_counter() - before
+    p50, p90, p99 = np.percentile(times * 1e6, [50, 90, 99])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    megabytes = peak / (1 << 20) if sys.platform == "darwin" else peak / 1024
+    return Timing(
+        model.runtime,
+        file,
+        (loaded - started) * 1e3,
+        (first - loaded) * 1e3,
+        float(p50),
+        float(p90),
+        float(p99),
+        count,
+        megabytes,
+    )

@@ -1,0 +1,58 @@
+"""ONNX, through torch.onnx: one file, weights inside, int8 weights and int32 biases as integers."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import warnings
+from pathlib import Path
+
+import torch
+from torch import fx
+
+from deploy.runner.backends.onnxruntime import CONTRACT_KEY
+from deploy.runner.contract import Contract
+
+from ..program import decomposed, fold
+
+INPUT, OUTPUT = "image", "scores"
+
+
+def export(
+    module: fx.GraphModule, contract: Contract, path: Path, taps: tuple[str, ...] = ()
+) -> None:
+    """Write `module` as ONNX: float32 `image` N x C x H x W in [0, 1] to float32 `scores`.
+
+    `taps` names the further outputs of a program with taps. The batch is dynamic, and the contract
+    is in the file's metadata. Checked by onnx.checker with full shape inference.
+    """
+    import onnx
+
+    module = copy.deepcopy(module)
+    # A quantize node before a constant is a constant integer.
+    to_integer = decomposed.quantize_per_channel.default
+    fold(module, [node for node in module.graph.nodes if node.target is to_integer])
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            module,
+            (torch.zeros(2, *contract.input_shape),),
+            dynamo=True,
+            input_names=[INPUT],
+            output_names=[OUTPUT, *(f"tap_{name}" for name in taps)],
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
+            verbose=False,
+        )
+    assert program is not None
+    model = program.model_proto
+    for node in model.graph.node:  # stack traces: paths of the machine that exported
+        del node.metadata_props[:]
+        node.doc_string = ""
+    for value in (*model.graph.value_info, *model.graph.input, *model.graph.output):
+        del value.metadata_props[:]
+    del model.metadata_props[:], model.graph.metadata_props[:]
+    model.metadata_props.add(key=CONTRACT_KEY, value=contract.to_json())
+    model.producer_name, model.producer_version = "pipeline", contract.pipeline_version
+    onnx.checker.check_model(model, full_check=True)
+    path.write_bytes(model.SerializeToString(deterministic=True))

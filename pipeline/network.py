@@ -1,0 +1,124 @@
+"""Which network to train: one of `models/`, or a class in the person's own file."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import inspect
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from models import MODELS
+
+from .errors import BadInput, Missing, UsageError, unknown
+
+
+@dataclass(frozen=True)
+class Network:
+    """A network that can be built. `name` begins the names of its artefacts."""
+
+    name: str
+    factory: type[nn.Module]
+    input_shape: tuple[int, int, int]
+    activation: str | None
+    source_sha256: str | None  # of the person's own file
+
+    def build(self, classes: int) -> nn.Module:
+        """A new network on the CPU with weights from torch's generator; raises BadInput."""
+        parameters = inspect.signature(self.factory).parameters
+        arguments: dict[str, Any] = {
+            name: classes for name in ("classes", "num_classes") if name in parameters
+        }
+        if self.activation is not None:
+            arguments["activation"] = self.activation
+        try:
+            network = self.factory(**arguments).eval()
+            with torch.no_grad():
+                scores = network(torch.zeros(2, *self.input_shape))
+        except Exception as error:  # the person's own code: whatever it raises, the cause is there
+            raise BadInput(
+                f"{self.name}: fails on an input of shape (2, {_commas(self.input_shape)}) "
+                f"({type(error).__name__}: {error})",
+                "check its constructor, forward and input_shape",
+            ) from error
+        found = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
+        if found != (2, classes):
+            raise BadInput(
+                f"{self.name}: for 2 images and {classes} classes forward gave {found}, "
+                f"expected (2, {classes})",
+                "let its constructor take the number as 'classes'",
+            )
+        return network
+
+    def learning_rate(self) -> float:
+        """The peak learning rate when none is given."""
+        return float(getattr(self.factory, "learning_rate", 2e-3))
+
+
+def find_network(
+    spec: str, activation: str | None = None, input_shape: tuple[int, int, int] | None = None
+) -> Network:
+    """The network called `spec`: a name in MODELS or FILE.py:ClassName.
+
+    `input_shape` replaces the class's own. Raises UsageError, Missing or BadInput.
+    """
+    digest = None
+    if spec in MODELS:
+        name, factory = spec, MODELS[spec]
+    elif ".py:" in spec:
+        name, factory, digest = _from_file(spec)
+    else:
+        raise unknown("model", spec, MODELS, ", or FILE.py:ClassName")
+    known: tuple[str, ...] = getattr(factory, "activations", ())
+    if activation is not None and activation not in known:
+        if not known:
+            raise UsageError(f"{spec} has no choice of activation", "leave out --activation")
+        raise unknown(f"activation of {spec}", activation, known)
+    shape = input_shape or getattr(factory, "input_shape", None)
+    if shape is None:
+        raise UsageError(
+            f"{spec} does not say what it takes",
+            "give --input-shape C,H,W, or the class an attribute input_shape = (C, H, W)",
+        )
+    channels, height, width = (int(size) for size in shape)
+    if channels not in (1, 3) or min(height, width) < 1:
+        raise UsageError(f"input shape {channels},{height},{width}", "C is 1 or 3, H and W above 0")
+    return Network(name, factory, (channels, height, width), activation, digest)
+
+
+def _from_file(spec: str) -> tuple[str, type[nn.Module], str]:
+    place, class_name = spec.rsplit(":", 1)
+    path = Path(place)
+    if not path.is_file():
+        raise Missing(f"{path}: no such file", "give --model FILE.py:ClassName")
+    module_spec = importlib.util.spec_from_file_location(f"network_{path.stem}", path)
+    assert module_spec is not None and module_spec.loader is not None
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[module_spec.name] = module
+    try:
+        module_spec.loader.exec_module(module)
+    except Exception as error:  # the person's own code
+        raise BadInput(f"{path}: {type(error).__name__}: {error}", "mend the file") from error
+    factory = getattr(module, class_name, None)
+    if not (isinstance(factory, type) and issubclass(factory, nn.Module)):
+        classes = [
+            name
+            for name, value in vars(module).items()
+            if isinstance(value, type)
+            and issubclass(value, nn.Module)
+            and value.__module__ == module.__name__
+        ]
+        raise unknown(f"nn.Module in {path}", class_name, classes or ["none"])
+    words = re.findall(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])", class_name) or [class_name]
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    return "-".join(word.lower() for word in words), factory, digest
+
+
+def _commas(shape: tuple[int, ...]) -> str:
+    return ", ".join(str(size) for size in shape)

@@ -1,0 +1,240 @@
+"""Quantize once: the float program becomes the int8 program that every export is made from.
+
+The rules are LiteRT's int8 specification (ai.google.dev/edge/litert, "8-bit quantization
+specification"), expressed as a torchao Quantizer:
+
+- weights: symmetric, per output channel, in [-127, 127];
+- activations: asymmetric, one scale and zero point a tensor, in [-128, 127];
+- bias: int32 with the scale of input times weight. Quantized in the program, and not left for each
+  converter to do, it is the same integer in every runtime;
+- the input: scale 1/255, zero point -128, so a pixel byte minus 128 is the quantized input;
+- pooling and reshaping: output parameters are the input's;
+- sigmoid and softmax 1/256, -128; tanh 1/128, 0;
+- a ReLU right after conv, linear or add is quantized with it, as one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torchao.quantization.pt2e import MinMaxObserver, PerChannelMinMaxObserver
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+from torchao.quantization.pt2e.quantizer import (
+    DerivedQuantizationSpec,
+    FixedQParamsQuantizationSpec,
+    QuantizationAnnotation,
+    QuantizationSpec,
+    Quantizer,
+    SharedQuantizationSpec,
+)
+
+from . import __version__
+from .errors import BadInput, UsageError
+from .program import aten, capture, load, plain
+from .run_folder import RunFolder
+from .train import dataset_of
+
+ANNOTATION = "quantization_annotation"
+SMALLEST_SCALE = 2.0**-16  # a tensor that is constantly zero still needs a scale
+
+ACTIVATION = QuantizationSpec(
+    torch.int8, MinMaxObserver.with_args(eps=SMALLEST_SCALE), -128, 127, torch.per_tensor_affine
+)
+WEIGHT = QuantizationSpec(
+    torch.int8,
+    PerChannelMinMaxObserver.with_args(eps=SMALLEST_SCALE),
+    -127,
+    127,
+    torch.per_channel_symmetric,
+    ch_axis=0,
+)
+
+
+def _fixed(scale: float, zero_point: int) -> FixedQParamsQuantizationSpec:
+    return FixedQParamsQuantizationSpec(
+        torch.int8, scale, zero_point, -128, 127, torch.per_tensor_affine
+    )
+
+
+INPUT = _fixed(1 / 255, -128)
+
+# Operators by the rule that quantizes them.
+WEIGHTED = {aten.conv2d.default, aten.conv2d.padding, aten.linear.default}
+FUSED = {aten.relu.default, aten.relu_.default, aten.hardtanh.default, aten.hardtanh_.default}
+SUMS = {aten.add.Tensor, aten.add_.Tensor}
+OWN_OUTPUT = {aten.mul.Tensor, aten.mean.dim}
+FIXED_OUTPUT = {
+    aten.sigmoid.default: _fixed(1 / 256, -128),
+    aten.softmax.int: _fixed(1 / 256, -128),
+    aten.tanh.default: _fixed(1 / 128, 0),
+}
+SHARED = {
+    aten.max_pool2d.default,
+    aten.avg_pool2d.default,
+    aten.adaptive_avg_pool2d.default,
+    aten.flatten.using_ints,
+    aten.view.default,
+    aten.reshape.default,
+    aten.permute.default,
+    aten.transpose.int,
+    aten.squeeze.dim,
+    aten.unsqueeze.default,
+    aten.dropout.default,
+}
+# Folded into the convolution before it by prepare_pt2e, so it needs no rule of its own.
+FOLDED = {aten.batch_norm.default}
+
+
+class Int8Quantizer(Quantizer):  # type: ignore[misc]  # torchao is untyped
+    """Annotates each node of a float program by the rules above; refuses operators it has none for.
+
+    `roots` maps a node to the node whose quantization parameters its value has: itself, or the one
+    it shares them with.
+    """
+
+    # litert_torch asks its quantizer for this and nothing else.
+    global_config = SimpleNamespace(is_dynamic=False)
+
+    def __init__(self) -> None:
+        self.roots: dict[fx.Node, fx.Node] = {}
+
+    def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
+        """See torchao's Quantizer. Raises BadInput for an operator without a rule."""
+        for node in model.graph.nodes:
+            if node.op == "placeholder":
+                self._annotate(node, {}, INPUT)
+            elif node.op == "call_function":
+                self._annotate_call(node)
+        return model
+
+    def validate(self, model: fx.GraphModule) -> None:
+        """Nothing to check: `annotate` has refused what it does not know."""
+
+    def _annotate(self, node: fx.Node, inputs: dict[fx.Node, Any], output: Any) -> None:
+        node.meta[ANNOTATION] = QuantizationAnnotation(inputs, output, _annotated=True)
+        if output is not None:
+            self.roots[node] = node
+
+    def _shared(self, node: fx.Node) -> SharedQuantizationSpec:
+        if node not in self.roots:
+            raise BadInput(f"int8: {node.name} ({node.target}) has no quantized input to work on")
+        return SharedQuantizationSpec(self.roots[node])
+
+    def _annotate_call(self, node: fx.Node) -> None:
+        operands = [arg for arg in node.args if isinstance(arg, fx.Node) and arg in self.roots]
+        if node.target in WEIGHTED:
+            self._annotate_weighted(node)
+        elif node.target in FUSED:
+            (source,) = node.all_input_nodes
+            fused = source.target in WEIGHTED | SUMS | FOLDED and source not in self.roots
+            self._annotate(node, {} if fused else {source: self._shared(source)}, ACTIVATION)
+        elif node.target in SUMS | OWN_OUTPUT and operands:
+            alone = node.target in OWN_OUTPUT or not _feeds_one(node, FUSED)
+            inputs = {operand: self._shared(operand) for operand in operands}
+            self._annotate(node, inputs, ACTIVATION if alone else None)
+        elif node.target in FIXED_OUTPUT:
+            source = node.all_input_nodes[0]
+            self._annotate(node, {source: self._shared(source)}, FIXED_OUTPUT[node.target])
+        elif node.target in SHARED:
+            source = node.all_input_nodes[0]
+            self._annotate(node, {source: self._shared(source)}, self._shared(source))
+            self.roots[node] = self.roots[source]
+        elif node.target in FOLDED:
+            if node.all_input_nodes[0].target not in WEIGHTED:
+                raise BadInput(f"int8: {node.name} stands after no convolution to fold it into")
+            if not _feeds_one(node, FUSED):
+                self._annotate(node, {}, ACTIVATION)
+        else:
+            known = sorted({str(op) for op in self.known()})
+            raise BadInput(
+                f"int8: no quantization rule for {node.target} ({node.name})",
+                f"use --precision fp32, or one of {', '.join(known)}",
+            )
+
+    @staticmethod
+    def known() -> set[Any]:
+        """All operators with a rule."""
+        return WEIGHTED | FUSED | SUMS | OWN_OUTPUT | set(FIXED_OUTPUT) | SHARED | FOLDED
+
+    def _annotate_weighted(self, node: fx.Node) -> None:
+        source, weight = node.args[0], node.args[1]
+        assert isinstance(source, fx.Node) and isinstance(weight, fx.Node)
+        inputs: dict[fx.Node, Any] = {source: self._shared(source), weight: WEIGHT}
+        bias = node.args[2] if len(node.args) > 2 else None
+        if isinstance(bias, fx.Node):
+            inputs[bias] = DerivedQuantizationSpec(
+                [(source, node), (weight, node)],
+                _bias_parameters,
+                torch.int32,
+                -(2**31),
+                2**31 - 1,
+                torch.per_channel_symmetric,
+                ch_axis=0,
+            )
+        self._annotate(node, inputs, None if _feeds_one(node, FUSED | FOLDED) else ACTIVATION)
+
+
+def _feeds_one(node: fx.Node, targets: set[Any]) -> bool:
+    """Whether the node's only user is one of these operators."""
+    return len(node.users) == 1 and next(iter(node.users)).target in targets
+
+
+def _bias_parameters(observers: list[Any]) -> tuple[Tensor, Tensor]:
+    """Scale of input times scale of weight, per channel; zero point 0."""
+    (input_scale, _), (weight_scale, _) = (observer.calculate_qparams() for observer in observers)
+    return input_scale * weight_scale, torch.zeros_like(weight_scale, dtype=torch.int32)
+
+
+def quantize(program: fx.GraphModule, pixels: Tensor) -> fx.GraphModule:
+    """The int8 program of a float program, calibrated on uint8 N x C x H x W training images.
+
+    Activation ranges are the smallest and largest values seen. Weights stay float values behind
+    quantize nodes, so that one program serves all exporters. Raises BadInput.
+    """
+    prepared = prepare_pt2e(program, Int8Quantizer())
+    with torch.no_grad():
+        for images in pixels.split(256):
+            prepared(images.float() / 255)
+    return plain(convert_pt2e(prepared, fold_quantize=False))
+
+
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Which training images set the activation ranges."""
+
+    size: int = 1000
+    seed: int = 0
+
+
+def quantize_run(run: RunFolder, calibration: Calibration | None = None) -> bool:
+    """Make a run's int8 program. Returns whether it was made now (else it was current).
+
+    Without `calibration` the settings of the int8 program that is there are kept. Calibrates on
+    training images, never on validation or test images.
+    """
+    source, target = run.artefact("fp32", "pt2"), run.artefact("int8", "pt2")
+    if calibration is None:
+        known = run.record["artefacts"].get(target, {}).get("config", {})
+        calibration = Calibration(**{key: known[key] for key in ("size", "seed") if key in known})
+    config = asdict(calibration) | {"pipeline": __version__}
+    if run.is_current(target, config):
+        return False
+    module = load(run.need(source))
+    images = dataset_of(run).train.images
+    if not 1 <= calibration.size <= len(images):
+        raise UsageError(
+            f"--calibration-size {calibration.size}", f"give 1 to {len(images)} training images"
+        )
+    generator = torch.Generator().manual_seed(calibration.seed)
+    chosen = torch.randperm(len(images), generator=generator)[: calibration.size]
+    int8 = quantize(module, images[chosen])
+    with run.workspace() as work:
+        torch.export.save(capture(int8, tuple(images.shape[1:])), work / target)
+        run.commit({target: work / target}, config, [source])
+    return True

@@ -1,0 +1,232 @@
+"""One folder a run, `runs/NAME/`: its files, where each came from, and whether it is still true.
+
+`run.json` records for every artefact its SHA-256, the configuration it was made with and the
+SHA-256 of what it was made from. Reading an artefact checks all of it: a file changed by hand or
+older than its source is an error that names the command to run, never a silent mix.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import secrets
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .errors import BadInput, Missing, UsageError, unknown
+
+RECORD = "run.json"
+SCHEMA = 1
+
+
+def runs_root() -> Path:
+    """Where runs live: `runs` below the working directory, or PIPELINE_RUNS_DIR."""
+    return Path(os.environ.get("PIPELINE_RUNS_DIR", "runs"))
+
+
+def sha256_file(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` that replaces it, whole, when the block succeeds.
+
+    Whatever happens, `path` is the old file or the new one. Raises BadInput where it cannot be
+    written.
+    """
+    # The suffix stays last: exporters look at it.
+    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise BadInput(
+            f"{path}: cannot be written ({error.strerror or error})",
+            "make room, or give another place with PIPELINE_RUNS_DIR",
+        ) from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: Path, content: bytes) -> None:
+    """Replace `path` by `content`, whole or not at all."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def mending_command(filename: str, run: str) -> str:
+    """The command that makes this artefact anew."""
+    if filename.endswith(("-fp32.pt2", ".safetensors")):
+        command = "train --overwrite"
+    elif filename.endswith("-int8.pt2"):
+        command = "quantize"
+    elif filename == "verify.json":
+        command = "verify"
+    elif filename.endswith(".tar.gz"):
+        command = "package"
+    else:
+        command = f"export --format {Path(filename).suffix[1:]}"
+    return f"run 'pipeline {command} --run {run}'"
+
+
+@dataclass
+class RunFolder:
+    """A run on disk. `record` mirrors run.json; `commit` and `note` are the only writers."""
+
+    path: Path
+    record: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """The run's name: its folder's."""
+        return self.path.name
+
+    @property
+    def model(self) -> str:
+        """The network's name, with which artefact names begin."""
+        return str(self.record["model"])
+
+    @classmethod
+    def create(cls, name: str, model: str) -> RunFolder:
+        """A folder to work in, new or there already. Raises UsageError or BadInput."""
+        if not name or name != Path(name).name or name.startswith("."):
+            raise UsageError(f"{name!r} is no name for a run", "give a plain name, like 'trial-2'")
+        path = runs_root() / name
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise BadInput(
+                f"{path}: cannot be created ({error.strerror})",
+                "give another place with PIPELINE_RUNS_DIR",
+            ) from error
+        if (path / RECORD).exists():
+            run = cls.open(name)
+            run.record["model"] = model
+            return run
+        run = cls(path, {"schema": SCHEMA, "model": model, "artefacts": {}})
+        run._save()
+        return run
+
+    @classmethod
+    def open(cls, name: str | None = None) -> RunFolder:
+        """The named run, or the newest. Raises Missing, UsageError or BadInput."""
+        records = list(runs_root().glob(f"*/{RECORD}"))
+        if not records:
+            raise Missing(f"no run in {runs_root()}/", "run 'pipeline train'")
+        if name is None:
+            path = max(records, key=lambda record: record.stat().st_mtime_ns).parent
+        else:
+            path = runs_root() / name
+            if not (path / RECORD).is_file():
+                raise unknown("run", name, sorted(record.parent.name for record in records))
+        try:
+            record = json.loads((path / RECORD).read_text())
+            if record["schema"] != SCHEMA or not isinstance(record["artefacts"], dict):
+                raise ValueError(f"schema {record['schema']}")
+            return cls(path, record | {"model": str(record["model"])})
+        except (ValueError, KeyError, TypeError, OSError) as error:
+            raise BadInput(
+                f"{path / RECORD}: damaged or changed by hand ({error})",
+                f"delete the folder {path} and train again",
+            ) from error
+
+    def artefact(self, precision: str, kind: str) -> str:
+        """The file name MODEL-PRECISION.KIND."""
+        return f"{self.model}-{precision}.{kind}"
+
+    def entry(self, filename: str) -> dict[str, Any]:
+        """What run.json says of an artefact. Raises Missing when it was never made."""
+        entry: dict[str, Any] | None = self.record["artefacts"].get(filename)
+        if entry is None:
+            raise Missing(
+                f"run {self.name} has no {filename}", mending_command(filename, self.name)
+            )
+        return entry
+
+    def need(self, filename: str) -> Path:
+        """The path of an artefact that is there, unchanged, and newer than all it came from."""
+        entry = self.entry(filename)
+        mend = mending_command(filename, self.name)
+        path = self.path / filename
+        if not path.is_file():
+            raise Missing(f"{path}: the file is gone", mend)
+        if sha256_file(path) != entry["sha256"]:
+            raise BadInput(
+                f"{path}: changed by hand or damaged (its SHA-256 is not the recorded one)", mend
+            )
+        for source, digest in entry["inputs"].items():
+            self.need(source)
+            if self.entry(source)["sha256"] != digest:
+                raise BadInput(f"{path}: made from an older {source} (stale)", mend)
+        return path
+
+    def is_current(self, filename: str, config: dict[str, Any]) -> bool:
+        """Whether making the artefact again with this configuration would give the same file."""
+        try:
+            self.need(filename)
+        except (Missing, BadInput):
+            return False
+        return bool(self.entry(filename)["config"] == json.loads(json.dumps(config)))
+
+    def commit(
+        self,
+        temporary: dict[str, Path],
+        config: dict[str, Any],
+        inputs: list[str],
+        facts: dict[str, Any] | None = None,
+    ) -> None:
+        """Move finished files into the run and record where they came from.
+
+        `temporary` maps artefact names to finished files. A kill between the moves and the record
+        leaves files that do not match it, which the next reader reports.
+        """
+        digests = {source: self.entry(source)["sha256"] for source in inputs}
+        for filename, path in temporary.items():
+            digest = sha256_file(path)
+            with replacing(self.path / filename) as place:
+                os.replace(path, place)
+            self.record["artefacts"][filename] = {
+                "sha256": digest,
+                "bytes": (self.path / filename).stat().st_size,
+                "config": config,
+                "inputs": digests,
+                "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+                "facts": facts or {},
+            }
+        self._save()
+
+    def note(self, **facts: Any) -> None:
+        """Record facts about the run as a whole, such as versions."""
+        self.record.update(facts)
+        self._save()
+
+    @contextmanager
+    def workspace(self) -> Iterator[Path]:
+        """A folder for files in the making, inside the run so that they can be moved; then gone."""
+        work = self.path / f".work-{secrets.token_hex(4)}"
+        try:
+            work.mkdir()
+        except OSError as error:
+            raise BadInput(
+                f"{self.path}: cannot be written ({error.strerror})",
+                "give another run with --run, or another place with PIPELINE_RUNS_DIR",
+            ) from error
+        try:
+            yield work
+        finally:
+            shutil.rmtree(work, ignore_errors=True)
+
+    def _save(self) -> None:
+        text = json.dumps(self.record, indent=1, sort_keys=True) + "\n"
+        write_atomically(self.path / RECORD, text.encode())

@@ -1,0 +1,113 @@
+"""How a runtime rounds an int8 layer: each integer against the exact value it stands for.
+
+A layer's exact result is computed in float64 from the integers that the runtime itself fed to the
+layer, so that nothing is inherited from the layers before. The runtime's integer then is one of the
+two neighbours of that exact value, and which one tells how it rounds; anything else is an error.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, fx
+
+from ..program import attribute, decomposed, is_quantize, quantization_of
+
+# A runtime that sums in float32 is off by some roundings of 2**-24 of the terms' total; an exact
+# value this near to the middle of two integers may be rounded to either one.
+TIE = 2.0**-8
+
+
+class _Exact(fx.Interpreter):
+    """Runs an int8 program in float64, going on from given integers after each quantization."""
+
+    def __init__(self, module: fx.GraphModule, given: dict[str, npt.NDArray[np.int64]]) -> None:
+        super().__init__(module)
+        self.given = given
+        self.exact: dict[str, npt.NDArray[np.float64]] = {}
+
+    def run_node(self, n: fx.Node) -> Any:
+        if is_quantize(n):
+            return self._quantize(n)
+        if n.target is decomposed.dequantize_per_tensor.default:
+            scale, zero_point = quantization_of(self.module, n)
+            return (self.env[n.args[0]] - zero_point) * scale
+        if n.target is decomposed.dequantize_per_channel.default:
+            integers = self.env[n.args[0]]
+            scales = attribute(self.module, n.args[1]).double()
+            return integers.double() * scales.reshape(-1, *[1] * (integers.dim() - 1))
+        if n.op == "get_attr":
+            return attribute(self.module, n).detach()
+        return super().run_node(n)
+
+    def _quantize(self, n: fx.Node) -> Tensor:
+        scale, zero_point = quantization_of(self.module, n)
+        source = n.args[0]
+        assert isinstance(source, fx.Node)
+        value = (self.env[source] / scale + zero_point).clamp(-128, 127)
+        if source.name in self.given:
+            self.exact[source.name] = value.numpy()
+            return torch.from_numpy(self.given[source.name]).double()
+        return value.round()
+
+
+def exact_values(
+    module: fx.GraphModule, pixels: Tensor, given: dict[str, npt.NDArray[np.int64]]
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Per layer, the unrounded result in steps (zero point included) of the layer on `given` inputs.
+
+    `given` maps a layer's name to its integers in the runtime, N x ...; `pixels` is uint8.
+    """
+    interpreter = _Exact(module, given)
+    with torch.inference_mode():
+        interpreter.run(pixels.double() / 255)
+    return interpreter.exact
+
+
+@dataclass(frozen=True)
+class Rounding:
+    """Counts of elements by how they were rounded; each element is in one of the first four.
+
+    `half_even` is the nearest integer, an exact half going to the even one. `half_away` is an
+    exact half that went away from zero instead; `near_tie` a value within 2**-8 of a half that went
+    to its other neighbour; `neighbour` any other value that went to its farther neighbour; `wrong`
+    is everything else.
+    """
+
+    half_even: int = 0
+    half_away: int = 0
+    near_tie: int = 0
+    neighbour: int = 0
+    wrong: int = 0
+
+    def __add__(self, other: Rounding) -> Rounding:
+        return Rounding(
+            *(getattr(self, f.name) + getattr(other, f.name) for f in fields(Rounding))
+        )
+
+    @property
+    def cause(self) -> str:
+        """Why this layer's integers are not all the program's, in words; empty if they are."""
+        causes = [
+            (self.half_away, "exact halves rounded away from zero, not to even"),
+            (self.near_tie, "values within 1/256 of a half rounded to the other side"),
+            (self.neighbour, "values rounded to the farther neighbour"),
+            (self.wrong, "values that no rounding explains"),
+        ]
+        return ", ".join(f"{count} {words}" for count, words in causes if count)
+
+
+def rounding_of(found: npt.NDArray[np.int64], exact: npt.NDArray[np.float64]) -> Rounding:
+    """Sort integers by how they come from their exact values."""
+    nearest = found == np.rint(exact)
+    distance = np.abs(found - exact)
+    half = np.abs(distance - 0.5) < 1e-9
+    away = half & (np.abs(found) > np.abs(exact)) & ~nearest
+    near = ~nearest & ~away & (distance <= 0.5 + TIE)
+    neighbour = ~nearest & ~away & ~near & (distance < 1)
+    counts = [int(kind.sum()) for kind in (nearest, away, near, neighbour)]
+    return Rounding(*counts, found.size - sum(counts))
