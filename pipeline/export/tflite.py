@@ -11,10 +11,10 @@ from torch import fx
 
 from deploy.runner.backends.tflite import CONTRACT_MEMBER
 from deploy.runner.contract import Contract
+from deploy.runner.quiet import quiet
 
 from ..errors import BadInput
 from ..program import decomposed, fold
-from ..quiet import quiet
 
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the same file every time
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..quiet import quiet
 from .tflite import TfliteModel
 
 SUFFIX = ".tflite"
@@ -16,6 +17,6 @@ def open_model(path: Path, threads: int) -> TfliteModel:
 
     from ai_edge_litert.interpreter import Interpreter
 
-    return TfliteModel(
-        path, Interpreter(str(path), num_threads=threads), f"litert {version('ai-edge-litert')}"
-    )
+    with quiet():  # it announces its XNNPACK delegate
+        interpreter = Interpreter(str(path), num_threads=threads)
+        return TfliteModel(path, interpreter, f"litert {version('ai-edge-litert')}")

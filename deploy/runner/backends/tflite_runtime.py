@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..quiet import quiet
 from .tflite import TfliteModel
 
 SUFFIX = ".tflite"
@@ -15,8 +16,6 @@ def open_model(path: Path, threads: int) -> TfliteModel:
     import tflite_runtime
     from tflite_runtime.interpreter import Interpreter
 
-    return TfliteModel(
-        path,
-        Interpreter(str(path), num_threads=threads),
-        f"tflite-runtime {tflite_runtime.__version__}",
-    )
+    with quiet():  # it announces its XNNPACK delegate
+        interpreter = Interpreter(str(path), num_threads=threads)
+        return TfliteModel(path, interpreter, f"tflite-runtime {tflite_runtime.__version__}")

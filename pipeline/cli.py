@@ -1,0 +1,495 @@
+"""The command line: each command parses, calls one stage and prints what came of it.
+
+Heavy libraries are imported inside the commands, so that `pipeline --help` answers at once.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import click
+
+from . import __version__
+from .errors import INTERRUPTED, UsageError, UserError, unknown
+
+FORMATS = ("onnx", "tflite")
+PRECISIONS = ("fp32", "int8")
+
+
+class Pipeline(click.Group):
+    """Catches every user error in one place, and guesses what a mistyped command meant."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; an error is one line on stderr and an exit code."""
+        try:
+            return super().invoke(ctx)
+        except UserError as error:
+            _fail(ctx, error, str(error), error.exit_code)
+        except KeyboardInterrupt as error:
+            _fail(ctx, error, "interrupted; nothing is half-written", INTERRUPTED)
+        except OSError as error:
+            place = f"{error.filename}: " if error.filename else ""
+            _fail(ctx, error, f"{place}{error.strerror or error}", 3)
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """As click does, but with the nearest command in the error."""
+        if args and not args[0].startswith("-") and self.get_command(ctx, args[0]) is None:
+            _fail(ctx, None, str(unknown("command", args[0], self.list_commands(ctx))), 2)
+        return super().resolve_command(ctx, args)
+
+
+def _fail(ctx: click.Context, error: BaseException | None, message: str, code: int) -> NoReturn:
+    if error is not None and ctx.find_root().params.get("debug"):
+        traceback.print_exception(error)
+    click.echo(f"error: {message}", err=True)
+    ctx.exit(code)
+
+
+@click.group(cls=Pipeline, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="pipeline")
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+def main(debug: bool) -> None:
+    """Train a small CNN, quantize it once, export it, prove that every runtime computes the same,
+    and package it for a Raspberry Pi.
+
+    \b
+    Example:
+      pipeline train --model lenet5 --dataset digits
+      pipeline export --format onnx
+      pipeline verify
+    """
+    if debug:
+        os.environ["PIPELINE_DEBUG"] = "1"
+    else:  # the libraries' own remarks are not for the person at the terminal
+        warnings.filterwarnings("ignore")
+        for name in ("torchao", "torch.utils._pytree", "torch.onnx"):
+            logging.getLogger(name).setLevel(logging.ERROR)
+
+
+def _split(option: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
+    """A comma-separated choice, or `all`."""
+    chosen = tuple(part.strip() for part in text.split(","))
+    if chosen == ("all",):
+        return tuple(known)
+    for name in chosen:
+        if name not in known:
+            raise unknown(option, name, [*known, "all"])
+    return tuple(dict.fromkeys(chosen))
+
+
+def _shape(text: str | None) -> tuple[int, int, int] | None:
+    if text is None:
+        return None
+    parts = text.replace("x", ",").split(",")
+    if len(parts) != 3 or not all(part.strip().isdigit() for part in parts):
+        raise UsageError(f"--input-shape {text}", "give C,H,W, as in 3,48,64")
+    channels, height, width = (int(part) for part in parts)
+    return channels, height, width
+
+
+def _print_json(document: Any) -> None:
+    click.echo(json.dumps(document, indent=1))
+
+
+RUN = click.option("--run", "run_name", metavar="NAME", help="The run (default: the newest).")
+JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+FORMAT = click.option(
+    "--format", "formats", default="all", show_default=True, help="onnx, tflite, or both by comma."
+)
+PRECISION = click.option(
+    "--precision", "precisions", default="all", show_default=True, help="fp32, int8, or both."
+)
+
+
+def training_options(command: Any) -> Any:
+    """The options that say what is trained and how."""
+    options = [
+        click.option(
+            "--model",
+            default="lenet5",
+            show_default=True,
+            help="lenet5, lenet5-classic, mlp, or your own FILE.py:ClassName.",
+        ),
+        click.option(
+            "--dataset",
+            default="digits",
+            show_default=True,
+            help="digits, mnist, fashion-mnist, or a FOLDER with one subfolder per class.",
+        ),
+        click.option("--activation", help="Another activation, where the model has a choice."),
+        click.option("--input-shape", metavar="C,H,W", help="Where the class does not say."),
+        click.option("--epochs", type=int, help="Default: by data set."),
+        click.option("--batch-size", type=int, default=128, show_default=True),
+        click.option("--lr", type=float, help="Peak learning rate. Default: the model's."),
+        click.option("--seed", type=int, default=0, show_default=True),
+        click.option(
+            "--augment/--no-augment",
+            default=None,
+            help="Random rotation, scale and shift. Default: by data set.",
+        ),
+        click.option(
+            "--device",
+            type=click.Choice(["auto", "cpu", "cuda"]),
+            default="auto",
+            show_default=True,
+        ),
+        click.option(
+            "--data-dir",
+            type=click.Path(path_type=Path),
+            help="Where IDX files lie. Default: PIPELINE_DATA_DIR, else download.",
+        ),
+        click.option("--run", "run_name", metavar="NAME", help="Default: MODEL-DATASET."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def _training(options: dict[str, Any]) -> tuple[Any, Any, str]:
+    """(network, TrainConfig, run name) from the options; checks what can be checked first."""
+    from .data import DATASETS, training_defaults
+    from .network import find_network
+    from .train import TrainConfig, choose_device
+
+    for option in ("epochs", "batch_size"):
+        if options[option] is not None and options[option] < 1:
+            raise UsageError(f"--{option.replace('_', '-')} {options[option]}", "give 1 or more")
+    if options["lr"] is not None and not 0 < options["lr"] < float("inf"):
+        raise UsageError(f"--lr {options['lr']:g}", "give a number above 0")
+    dataset: str = options["dataset"]
+    if dataset not in DATASETS and not Path(dataset).is_dir():
+        also = ", or a folder with one subfolder per class"
+        raise unknown("data set", dataset, DATASETS, also)
+    network = find_network(
+        options["model"], options["activation"], _shape(options["input_shape"])
+    )
+    epochs, augment = training_defaults(dataset)
+    config = TrainConfig(
+        model=options["model"],
+        dataset=dataset,
+        epochs=options["epochs"] if options["epochs"] is not None else epochs,
+        learning_rate=options["lr"] if options["lr"] is not None else network.learning_rate(),
+        batch_size=options["batch_size"],
+        seed=options["seed"],
+        device=choose_device(options["device"]),
+        activation=options["activation"],
+        input_shape=network.input_shape,
+        data_dir=str(options["data_dir"]) if options["data_dir"] else None,
+        augment=options["augment"] if options["augment"] is not None else augment,
+    )
+    name = options["run_name"] or f"{network.name}-{Path(dataset).resolve().name}".lower()
+    return network, config, name
+
+
+@main.command()
+@training_options
+@click.option("--resume", is_flag=True, help="Go on where an interrupted training stopped.")
+@click.option("--overwrite", is_flag=True, help="Replace the weights of a run that has some.")
+@JSON
+def train(resume: bool, overwrite: bool, as_json: bool, **options: Any) -> None:
+    """Train a network and freeze it.
+
+    \b
+    Examples:
+      pipeline train
+      pipeline train --model lenet5-classic --dataset mnist --epochs 5
+      pipeline train --model mynet.py:MyNet --dataset photos/ --run trial
+    """
+    from .console import TrainingProgress, say
+    from .network import find_network
+    from .run_folder import RunFolder
+    from .train import CHECKPOINT, WEIGHTS, read_checkpoint, train_run
+
+    if resume:
+        run = RunFolder.open(options["run_name"])
+        config, history = read_checkpoint(run.path / CHECKPOINT)
+        _refuse_other_settings(dataclasses.asdict(config), options)
+        network = find_network(config.model, config.activation, config.input_shape)
+        say(f"resuming run {run.name} after epoch {len(history)} of {config.epochs}")
+    else:
+        network, config, name = _training(options)
+        run = RunFolder.create(name, network.name)
+        if WEIGHTS in run.record["artefacts"] and not overwrite:
+            raise UsageError(
+                f"run {name} is trained already",
+                "give another --run NAME, or --overwrite to train it anew",
+            )
+    with TrainingProgress(config.epochs) as progress:
+        facts = train_run(
+            run,
+            network,
+            config,
+            resume=resume,
+            on_batch=progress.on_batch,
+            on_epoch=progress.on_epoch,
+        )
+    if as_json:
+        _print_json({"run": run.name, **facts})
+        return
+    click.echo(f"test accuracy {facts['test_accuracy']:.2%}, {facts['parameters']:,} parameters")
+    say(f"in {run.path}; next: pipeline export")
+
+
+def _refuse_other_settings(known: dict[str, Any], options: dict[str, Any]) -> None:
+    """With --resume the settings are the checkpoint's; other ones are an error, not ignored."""
+    names = {"lr": "learning_rate"}
+    context = click.get_current_context()
+    for option, value in options.items():
+        source = context.get_parameter_source(option)
+        given = source is click.core.ParameterSource.COMMANDLINE and option != "run_name"
+        if option in ("data_dir", "input_shape"):
+            value = str(value) if option == "data_dir" else _shape(value)
+        stated = known.get(names.get(option, option))
+        if given and value != (tuple(stated) if isinstance(stated, list) else stated):
+            raise UsageError(
+                f"--{option.replace('_', '-')} {value} differs from the training to resume ({stated})",
+                "leave it out, or train without --resume",
+            )
+
+
+@main.command()
+@RUN
+@click.option("--calibration-size", type=int, default=1000, show_default=True)
+@click.option("--calibration-seed", type=int, default=0, show_default=True)
+@JSON
+def quantize(
+    run_name: str | None, calibration_size: int, calibration_seed: int, as_json: bool
+) -> None:
+    """Quantize a run's float program to int8, calibrated on training images.
+
+    \b
+    Example:
+      pipeline quantize --calibration-size 500
+    """
+    from .console import say
+    from .quantize import Calibration, quantize_run
+    from .run_folder import RunFolder
+
+    run = RunFolder.open(run_name)
+    made = quantize_run(run, Calibration(calibration_size, calibration_seed))
+    path = run.path / run.artefact("int8", "pt2")
+    if as_json:
+        _print_json({"run": run.name, "file": str(path), "made": made})
+        return
+    click.echo(f"{path}{'' if made else ' (unchanged)'}")
+    say("next: pipeline export")
+
+
+@main.command()
+@RUN
+@FORMAT
+@PRECISION
+@JSON
+def export(run_name: str | None, formats: str, precisions: str, as_json: bool) -> None:
+    """Export a run to the files that runtimes read; int8 quantizes first where need be.
+
+    \b
+    Examples:
+      pipeline export --format onnx
+      pipeline export --format onnx,tflite --precision int8
+    """
+    chosen = _split("format", formats, FORMATS), _split("precision", precisions, PRECISIONS)
+    from .console import say
+    from .export import export_run
+    from .run_folder import RunFolder
+
+    run = RunFolder.open(run_name)
+    made = export_run(run, *chosen)
+    if as_json:
+        files = [
+            {"file": str(run.path / name), "made": new, "bytes": run.entry(name)["bytes"]}
+            for name, new in made.items()
+        ]
+        _print_json({"run": run.name, "files": files})
+        return
+    for name, new in made.items():
+        size = f"{run.entry(name)['bytes']:,} bytes"
+        click.echo(f"{run.path / name}  {size}{'' if new else ' (unchanged)'}")
+    say("next: pipeline verify")
+
+
+@main.command()
+@RUN
+@FORMAT
+@PRECISION
+@click.option(
+    "--images", type=int, default=1000, show_default=True, help="Test images through every layer."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the made-up images.")
+@JSON
+def verify(
+    run_name: str | None, formats: str, precisions: str, images: int, seed: int, as_json: bool
+) -> None:
+    """Compare every artefact with its program, layer by layer. Exit code 1 when one differs.
+
+    \b
+    Examples:
+      pipeline verify
+      pipeline verify --format tflite --precision int8 --images 200 --json
+    """
+    chosen = _split("format", formats, FORMATS), _split("precision", precisions, PRECISIONS)
+    if images < 1:
+        raise UsageError(f"--images {images}", "give 1 or more")
+    from .console import say
+    from .run_folder import RunFolder
+    from .tables import show_verification
+    from .verify import verify_run
+
+    run = RunFolder.open(run_name)
+    report = verify_run(run, images, *chosen, seed, on_step=say)
+    if as_json:
+        _print_json(report)
+    else:
+        show_verification(report)
+        if report["passed"]:
+            say("next: pipeline package")
+    if not report["passed"]:
+        sys.exit(1)
+
+
+@main.command()
+@RUN
+@FORMAT
+@PRECISION
+@click.option(
+    "--check",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Check a bundle instead of making one.",
+)
+@JSON
+def package(
+    run_name: str | None, formats: str, precisions: str, check: Path | None, as_json: bool
+) -> None:
+    """Pack what was verified into a bundle for the device.
+
+    \b
+    Examples:
+      pipeline package
+      pipeline package --format tflite --precision int8
+      pipeline package --check runs/lenet5-digits/lenet5-bundle.tar.gz
+    """
+    chosen = _split("format", formats, FORMATS), _split("precision", precisions, PRECISIONS)
+    from .console import say
+    from .package import bundle_name, check_archive, package_run
+    from .run_folder import RunFolder
+
+    if check is not None:
+        manifest = check_archive(check)
+        if as_json:
+            _print_json(manifest)
+        else:
+            click.echo(f"{check}: intact, {len(manifest['files'])} files")
+        return
+    run = RunFolder.open(run_name)
+    made = package_run(run, *chosen)
+    path = run.path / bundle_name(run)
+    size = run.entry(path.name)["bytes"]
+    if as_json:
+        _print_json({"run": run.name, "file": str(path), "made": made, "bytes": size})
+        return
+    click.echo(f"{path}  {size:,} bytes{'' if made else ' (unchanged)'}")
+    say("next: copy it to the Pi, unpack it and follow its README.md")
+
+
+@main.command()
+@training_options
+@click.option("--images", type=int, default=1000, show_default=True, help="As for verify.")
+@JSON
+def run(images: int, as_json: bool, **options: Any) -> None:
+    """All stages in order: train, quantize, export, verify, package. What is current is skipped.
+
+    \b
+    Examples:
+      pipeline run
+      pipeline run --dataset mnist --epochs 5 --data-dir data
+    """
+    if images < 1:
+        raise UsageError(f"--images {images}", "give 1 or more")
+    network, config, name = _training(options)
+    from .console import TrainingProgress, say
+    from .package import bundle_name
+    from .run import Stage, run_all
+    from .run_folder import RunFolder
+    from .tables import show_verification
+
+    folder = RunFolder.create(name, network.name)
+
+    def done(stage: Stage) -> None:
+        state = f"done in {stage.seconds:.1f} s" if stage.made else "skipped, nothing has changed"
+        say(f"{stage.name}: {state}")
+
+    with TrainingProgress(config.epochs) as progress:
+        stages, report = run_all(
+            folder,
+            network,
+            config,
+            images,
+            on_done=done,
+            on_batch=progress.on_batch,
+            on_epoch=progress.on_epoch,
+            on_step=say,
+        )
+    bundle = folder.path / bundle_name(folder)
+    if as_json:
+        _print_json(
+            {
+                "run": folder.name,
+                "stages": [dataclasses.asdict(stage) for stage in stages],
+                "verification": report,
+                "bundle": str(bundle),
+            }
+        )
+        return
+    show_verification(report)
+    click.echo(f"{bundle}  {folder.entry(bundle.name)['bytes']:,} bytes")
+    say("next: copy it to the Pi, unpack it and follow its README.md")
+
+
+@main.command()
+@click.argument("file", required=False, type=click.Path(path_type=Path))
+@RUN
+@JSON
+def describe(file: Path | None, run_name: str | None, as_json: bool) -> None:
+    """Shapes, parameters, MACs and receptive field of a run's network, or of an ONNX FILE.
+
+    \b
+    Examples:
+      pipeline describe
+      pipeline describe some-model.onnx
+    """
+    from .graph import read_graph
+    from .run_folder import RunFolder
+
+    if file is None:
+        run = RunFolder.open(run_name)
+        name = run.artefact("fp32", "onnx")
+        if name not in run.record["artefacts"]:
+            from .export import export_run
+
+            export_run(run, ("onnx",), ("fp32",))
+        file = run.need(name)
+    graph = read_graph(file)
+    if as_json:
+        _print_json(
+            dataclasses.asdict(graph) | {"parameters": graph.parameters, "macs": graph.macs}
+        )
+        return
+    from .tables import show_graph
+
+    show_graph(graph)
+
+
+if __name__ == "__main__":
+    main()

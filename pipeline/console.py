@@ -1,0 +1,87 @@
+"""What a person sees: tables on stdout, progress and messages on stderr.
+
+On a terminal progress is a moving bar, elsewhere plain lines. NO_COLOR is respected (rich does).
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from .train import Epoch
+
+
+def out() -> Console:
+    """Data, on stdout; 100 columns where there is no terminal."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else 100)
+
+
+def say(message: str) -> None:
+    """A message, on stderr."""
+    Console(stderr=True, highlight=False, soft_wrap=True).print(message, markup=False)
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    """Print a table; every column but the first is aligned to the right."""
+    grid = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    for number, column in enumerate(columns):
+        grid.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+    for row in rows:
+        grid.add_row(*row)
+    out().print(grid)
+    out().print()
+
+
+class TrainingProgress:
+    """Shows a training: `on_batch` and `on_epoch` are what `train_run` calls."""
+
+    def __init__(self, epochs: int) -> None:
+        self.epochs = epochs
+        self._bar = Progress(
+            TextColumn("epoch {task.fields[epoch]}"),
+            BarColumn(),
+            TextColumn("loss {task.fields[loss]:.4f}  accuracy {task.fields[accuracy]:.2%}"),
+            TimeRemainingColumn(),
+            console=Console(stderr=True),
+            disable=not sys.stderr.isatty(),
+            transient=True,
+        )
+        self._task: TaskID | None = None
+
+    def __enter__(self) -> TrainingProgress:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+    def on_batch(self, epoch: int, done: int, batches: int, loss: float, accuracy: float) -> None:
+        """See `train.OnBatch`."""
+        fields: dict[str, Any] = {
+            "epoch": f"{epoch + 1}/{self.epochs}",
+            "loss": loss,
+            "accuracy": accuracy,
+        }
+        if self._task is None:
+            self._task = self._bar.add_task("train", total=self.epochs * batches, **fields)
+        self._bar.update(self._task, completed=epoch * batches + done, **fields)
+
+    def on_epoch(self, epoch: Epoch) -> None:
+        """One line an epoch, above the bar."""
+        self._bar.console.print(
+            f"epoch {epoch.number}/{self.epochs}  loss {epoch.loss:.4f}  "
+            f"accuracy {epoch.accuracy:.2%}  validation {epoch.validation_accuracy:.2%}  "
+            f"{epoch.seconds:.1f} s",
+            highlight=False,
+        )
