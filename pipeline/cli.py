@@ -171,9 +171,7 @@ def _training(options: dict[str, Any]) -> tuple[Any, Any, str]:
     if dataset not in DATASETS and not Path(dataset).is_dir():
         also = ", or a folder with one subfolder per class"
         raise unknown("data set", dataset, DATASETS, also)
-    network = find_network(
-        options["model"], options["activation"], _shape(options["input_shape"])
-    )
+    network = find_network(options["model"], options["activation"], _shape(options["input_shape"]))
     epochs, augment = training_defaults(dataset)
     config = TrainConfig(
         model=options["model"],
@@ -253,7 +251,7 @@ def _refuse_other_settings(known: dict[str, Any], options: dict[str, Any]) -> No
         stated = known.get(names.get(option, option))
         if given and value != (tuple(stated) if isinstance(stated, list) else stated):
             raise UsageError(
-                f"--{option.replace('_', '-')} {value} differs from the training to resume ({stated})",
+                f"--{option.replace('_', '-')} {value}: the training to resume has {stated}",
                 "leave it out, or train without --resume",
             )
 

@@ -75,7 +75,11 @@ def _idx_source(
     content: tuple[str | None, ...],
     archives: tuple[str | None, ...],
 ) -> Callable[[Path | None], tuple[tuple[Bytes, Labels], tuple[Bytes, Labels] | None]]:
-    names = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
+    names = [
+        f"{part}-{kind}-ubyte"
+        for part in ("train", "t10k")
+        for kind in ("images-idx3", "labels-idx1")
+    ]
     shapes = [(60000, 28, 28), (60000,), (10000, 28, 28), (10000,)]
     files = [IdxFile(*file) for file in zip(names, shapes, content, archives, strict=True)]
 
@@ -134,7 +138,18 @@ DATASETS: dict[str, Source] = {
                 "67da17c76eaffca5446c3361aaab5c3cd6d1c2608764d35dfb1850b086bf8dd5",
             ),
         ),
-        ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "boot"),
+        (
+            "T-shirt",
+            "trouser",
+            "pullover",
+            "dress",
+            "coat",
+            "sandal",
+            "shirt",
+            "sneaker",
+            "bag",
+            "boot",
+        ),
         "picture",
         epochs=10,
     ),
@@ -200,7 +215,9 @@ def _read_pictures(
     return tuple(classes), np.stack(images), np.array(labels, dtype=np.int64)
 
 
-def stratified(labels: Labels, part: float, generator: np.random.Generator) -> tuple[Labels, Labels]:
+def stratified(
+    labels: Labels, part: float, generator: np.random.Generator
+) -> tuple[Labels, Labels]:
     """Indices (rest, chosen): of each class the rounded `part` is chosen, but at least one."""
     chosen: list[int] = []
     for label in np.unique(labels):
@@ -239,4 +256,5 @@ def _split(
         Split(torch.from_numpy(np.array(part)), torch.from_numpy(part_labels))
         for part, part_labels in splits
     ]
-    return Dataset(name, classes, preparation, *tensors, sha256=digest.hexdigest())
+    train, validation, held_out = tensors
+    return Dataset(name, classes, preparation, train, validation, held_out, digest.hexdigest())

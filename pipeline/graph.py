@@ -1,8 +1,8 @@
 """A network as a frozen list of layers read from ONNX, with the formulas of the lecture.
 
 Output size, parameters, multiply-accumulates and receptive field are computed here from kernel,
-stride, padding and dilation. Quantize and dequantize nodes are looked through, so the int8 file of a
-network describes itself like the fp32 one.
+stride, padding and dilation. Quantize and dequantize nodes are looked through, so the int8 file of
+a network describes itself like the fp32 one.
 """
 
 from __future__ import annotations
@@ -34,14 +34,14 @@ def same_padding(kernel: int) -> Pair:
 @dataclass(frozen=True)
 class Field:
     """The receptive field along one axis: how many inputs a value sees, and how far apart its
-    neighbour's are.
+    neighbours are.
     """
 
     size: int = 1
     jump: int = 1
 
     def through(self, kernel: int, stride: int, dilation: int = 1) -> Field:
-        """r' = r + (k - 1) d j and j' = j s: each layer widens the field by its kernel's reach."""
+        """Size r + (k - 1) d j and jump j s: each layer widens the field by its kernel's reach."""
         return Field(self.size + (kernel - 1) * dilation * self.jump, self.jump * stride)
 
 

@@ -1,4 +1,4 @@
-"""IDX, the format of MNIST: a big-endian header and bytes, raw or gzipped, from disk or a mirror."""
+"""IDX, the format of MNIST: a big-endian header and bytes, raw or gzipped, local or from a mirror."""
 
 from __future__ import annotations
 
@@ -28,7 +28,9 @@ class IdxFile:
     archive_sha256: str | None = None
 
 
-def load(file: IdxFile, folder: str, mirrors: tuple[str, ...], data_dir: Path | None) -> npt.NDArray[np.uint8]:
+def load(
+    file: IdxFile, folder: str, mirrors: tuple[str, ...], data_dir: Path | None
+) -> npt.NDArray[np.uint8]:
     """The array in an IDX file, uint8 of `file.shape`.
 
     Looks for NAME and NAME.gz in DATA_DIR/FOLDER and DATA_DIR, else fetches it from a mirror into
@@ -101,7 +103,10 @@ def _fetch(file: IdxFile, folder: str, mirrors: tuple[str, ...]) -> Path:
                 fname=f"{file.name}.gz",
                 path=cache,
             )
-        except (OSError, ValueError) as error:  # requests' errors are OSErrors; a hash is a ValueError
+        except (
+            OSError,
+            ValueError,
+        ) as error:  # requests' errors are OSErrors; a hash is a ValueError
             reason = str(error).splitlines()[0]
             continue
         return Path(path)

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.ao.quantization.fx._decomposed  # noqa: F401  defines the q/dq operators in a .pt2
+import torch.ao.quantization.fx._decomposed  # defines the q/dq operators in a .pt2
 from torch import Tensor, fx, nn
 
 from .errors import BadInput

@@ -202,8 +202,6 @@ def quantize(program: fx.GraphModule, pixels: Tensor) -> fx.GraphModule:
     return plain(convert_pt2e(prepared, fold_quantize=False))
 
 
-
-
 @dataclass(frozen=True)
 class Calibration:
     """Which training images set the activation ranges."""
@@ -235,6 +233,6 @@ def quantize_run(run: RunFolder, calibration: Calibration | None = None) -> bool
     chosen = torch.randperm(len(images), generator=generator)[: calibration.size]
     int8 = quantize(module, images[chosen])
     with run.workspace() as work:
-        torch.export.save(capture(int8, tuple(images.shape[1:])), work / target)
+        torch.export.save(capture(int8, run.input_shape), work / target)
         run.commit({target: work / target}, config, [source])
     return True

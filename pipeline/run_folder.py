@@ -49,7 +49,7 @@ def replacing(path: Path) -> Iterator[Path]:
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
         raise BadInput(
             f"{path}: cannot be written ({error.strerror or error})",
@@ -96,6 +96,12 @@ class RunFolder:
     def model(self) -> str:
         """The network's name, with which artefact names begin."""
         return str(self.record["model"])
+
+    @property
+    def input_shape(self) -> tuple[int, int, int]:
+        """The network's (C, H, W), known once it is trained."""
+        channels, height, width = self.record["training"]["input_shape"]
+        return channels, height, width
 
     @classmethod
     def create(cls, name: str, model: str) -> RunFolder:
@@ -195,7 +201,7 @@ class RunFolder:
         for filename, path in temporary.items():
             digest = sha256_file(path)
             with replacing(self.path / filename) as place:
-                os.replace(path, place)
+                path.replace(place)
             self.record["artefacts"][filename] = {
                 "sha256": digest,
                 "bytes": (self.path / filename).stat().st_size,

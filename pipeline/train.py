@@ -60,7 +60,7 @@ OnEpoch = Callable[[Epoch], None]
 
 
 def learning_rate_at(step: int, steps: int, peak: float) -> float:
-    """One cycle (Smith and Topin 2018): a cosine up over the first 3/10, a cosine down to nothing."""
+    """One cycle (Smith and Topin 2018): a cosine up over the first 3/10, then down to nothing."""
     rise = 0.3 * steps
     if step < rise:
         return peak * (0.04 + 0.96 * (1 - math.cos(math.pi * step / rise)) / 2)
@@ -90,9 +90,7 @@ def train_epoch(
     for number, batch in enumerate(batches):
         step = epoch * len(batches) + number
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate_at(
-                step, config.epochs * len(batches), config.learning_rate
-            )
+            group["lr"] = learning_rate_at(step, config.epochs * len(batches), config.learning_rate)
         images = data.images[batch].float() / 255  # N x C x H x W in [0, 1]
         if config.augment:
             images = random_affine(images)
@@ -161,7 +159,7 @@ def fit(
     The weights are bit-identical whether or not training was interrupted.
     """
     device = torch.device(config.device)
-    network.to(device, memory_format=torch.channels_last)
+    network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = make_optimizer(network, config)
     history = _restore(network, optimizer, checkpoint, config) if resume else []
     train, validation = _on(dataset.train, device), _on(dataset.validation, device)
@@ -173,7 +171,7 @@ def fit(
         history.append(Epoch(epoch + 1, loss, accuracy, checked, seconds))
         on_epoch(history[-1])
         _save(network, optimizer, checkpoint, config, history)
-    network.to("cpu", memory_format=torch.contiguous_format).eval()
+    network.cpu().to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     return history
 
 

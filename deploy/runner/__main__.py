@@ -36,7 +36,9 @@ def _files(args: argparse.Namespace, bundle: Bundle) -> dict[str, Path]:
         return files
     suffix = BACKENDS[args.runtime].SUFFIX
     if suffix not in files:
-        raise Missing(f"the bundle has no {suffix} file for {args.runtime}", "choose another runtime")
+        raise Missing(
+            f"the bundle has no {suffix} file for {args.runtime}", "choose another runtime"
+        )
     return {suffix: files[suffix]}
 
 

@@ -107,12 +107,13 @@ def _decode_with_pillow(content: bytes) -> Pixels:
                 raise ValueError(f"{opened.width} x {opened.height} pixels, at most {MAX_PIXELS}")
             picture = ImageOps.exif_transpose(opened)
             if picture.mode.startswith("I"):  # 16 bits a sample
-                return _with_channels((np.asarray(picture, dtype=np.int64) >> 8).astype(np.uint8))
+                wide = np.asarray(picture, dtype=np.int64)
+                return _with_channels((wide >> 8).astype(np.uint8))
             if picture.has_transparency_data:  # what is transparent shows the paper: white
                 paper = Image.new("RGBA", picture.size, "white")
                 picture = Image.alpha_composite(paper, picture.convert("RGBA")).convert("RGB")
             mode = "L" if picture.mode in ("1", "L") else "RGB"
-            return _with_channels(np.asarray(picture.convert(mode)))
+            return _with_channels(np.asarray(picture.convert(mode), dtype=np.uint8))
     except Exception as error:  # Pillow's decoders raise whatever the broken bytes led them to
         raise ValueError(str(error) or type(error).__name__) from error
 
@@ -139,7 +140,7 @@ def _resample(values: Pixels, size: int) -> Pixels:
     total = weights.sum(axis=1)
     # Sums stay below 2**53, so float64 matrix products of these integers are exact, and fast.
     sums = (values.astype(np.float64) @ weights.T.astype(np.float64)).astype(np.int64)
-    return ((sums + total // 2) // total).astype(np.uint8)
+    return np.asarray((sums + total // 2) // total, dtype=np.uint8)
 
 
 def grey(image: Pixels) -> Pixels:
@@ -147,7 +148,7 @@ def grey(image: Pixels) -> Pixels:
     if image.shape[2] == 1:
         return image
     luma = (image.astype(np.int64) @ np.array([299, 587, 114]) + 500) // 1000
-    return luma.astype(np.uint8)[:, :, None]
+    return np.asarray(luma[:, :, None], dtype=np.uint8)
 
 
 def prepare(image: Pixels, input_shape: tuple[int, int, int], preparation: str) -> Pixels:

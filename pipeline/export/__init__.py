@@ -29,13 +29,12 @@ def contract_of(run: RunFolder, module: fx.GraphModule, precision: str) -> Contr
         source = final.args[0].args[0]  # type: ignore[union-attr,assignment]
     probabilities = source.target is program.aten.softmax.int
     first = next((node for node in module.graph.nodes if program.is_quantize(node)), None)
-    channels, height, width = training["input_shape"]
     return Contract(
         model=run.model,
         precision=precision,
         dataset=training["dataset_name"],
         labels=tuple(training["labels"]),
-        input_shape=(channels, height, width),
+        input_shape=run.input_shape,
         preparation=training["preparation"],
         scores="probabilities" if probabilities else "logits",
         input=Quantization(*program.quantization_of(module, first)) if first else None,

@@ -57,6 +57,4 @@ def export(
 
 
 def _is_dequantized_bias(node: fx.Node) -> bool:
-    return (
-        node.target is decomposed.dequantize_per_channel.default and node.args[-1] is torch.int32
-    )
+    return node.target is decomposed.dequantize_per_channel.default and node.args[-1] is torch.int32

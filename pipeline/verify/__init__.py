@@ -157,9 +157,7 @@ class _Check:
     module: fx.GraphModule
     tapped: fx.GraphModule
 
-    def run(
-        self, path: Path, copy: Path, pixels: Tensor, dataset: Dataset, scores: Tensor
-    ) -> None:
+    def run(self, path: Path, copy: Path, pixels: Tensor, dataset: Dataset, scores: Tensor) -> None:
         """What goes wrong on the way is a failure of the artefact, with its reason."""
         try:
             shipped = self.artefact.configuration.open(path)
@@ -180,7 +178,9 @@ class _Check:
             for layer, here, there in zip(layers, found, expected, strict=True):
                 quantization = _quantization(layer.tap)
                 layer.difference += compare(here, there.numpy(), quantization, start)
-            self.artefact.observer_difference += int((shipped.run(batch.numpy())[0] != found[0]).sum())
+            self.artefact.observer_difference += int(
+                (shipped.run(batch.numpy())[0] != found[0]).sum()
+            )
             if all(layer.difference.problem is None for layer in layers):
                 self._roundings(batch, found)
 

@@ -67,7 +67,7 @@ def compare(
     quantization: Quantization | None,
     first_image: int = 0,
 ) -> Difference:
-    """Compare one batch. With `quantization` both sides are compared as the integers they stand for.
+    """Compare one batch; with `quantization`, as the integers that both sides stand for.
 
     A wrong shape or dtype, a NaN or an infinity is a `problem`, never a number.
     """
@@ -81,9 +81,7 @@ def compare(
     if quantization is None:
         left, right = found.astype(np.float64), expected.astype(np.float64)
     else:
-        left, right = (
-            steps(side, quantization).astype(np.float64) for side in (found, expected)
-        )
+        left, right = (steps(side, quantization).astype(np.float64) for side in (found, expected))
     difference = np.abs(left - right)
     largest = float(difference.max(initial=0.0))
     worst = None

@@ -50,7 +50,9 @@ def open_with(runtime: str, path: Path, threads: int = 1) -> Model:
     except UserError:
         raise
     except ImportError as error:
-        raise Missing(f"{runtime}: not installed ({error})", f"pip install {backend.PIP}") from error
+        raise Missing(
+            f"{runtime}: not installed ({error})", f"pip install {backend.PIP}"
+        ) from error
     except AttributeError as error:  # '_ARRAY_API not found': built for another NumPy
         raise Missing(f"{runtime}: does not fit this NumPy {np.__version__} ({error})") from error
     except (ValueError, RuntimeError) as error:

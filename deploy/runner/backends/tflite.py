@@ -58,7 +58,7 @@ class TfliteModel:
                 float(scale), int(zero_point)
             ):
                 raise BadInput(
-                    f"{path}: quantization {scale}, {zero_point} differs from the contract's {stated}"
+                    f"{path}: quantization {scale}, {zero_point}, but the contract says {stated}"
                 )
 
     def run(self, pixels: npt.NDArray[np.uint8]) -> list[npt.NDArray[Any]]:
