@@ -1,4 +1,4 @@
-"""IDX, the format of MNIST: a big-endian header and bytes, raw or gzipped, local or from a mirror."""
+"""IDX, the format of MNIST: a big-endian header and bytes, raw or gzipped, here or at a mirror."""
 
 from __future__ import annotations
 

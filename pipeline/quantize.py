@@ -204,7 +204,7 @@ def quantize(program: fx.GraphModule, pixels: Tensor) -> fx.GraphModule:
 
 @dataclass(frozen=True)
 class Calibration:
-    """Which training images set the activation ranges."""
+    """Which training images set the activation ranges: `size` of them, all if there are fewer."""
 
     size: int = 1000
     seed: int = 0
@@ -220,15 +220,13 @@ def quantize_run(run: RunFolder, calibration: Calibration | None = None) -> bool
     if calibration is None:
         known = run.record["artefacts"].get(target, {}).get("config", {})
         calibration = Calibration(**{key: known[key] for key in ("size", "seed") if key in known})
+    if calibration.size < 1:
+        raise UsageError(f"--calibration-size {calibration.size}", "give 1 or more")
     config = asdict(calibration) | {"pipeline": __version__}
     if run.is_current(target, config):
         return False
     module = load(run.need(source))
     images = dataset_of(run).train.images
-    if not 1 <= calibration.size <= len(images):
-        raise UsageError(
-            f"--calibration-size {calibration.size}", f"give 1 to {len(images)} training images"
-        )
     generator = torch.Generator().manual_seed(calibration.seed)
     chosen = torch.randperm(len(images), generator=generator)[: calibration.size]
     int8 = quantize(module, images[chosen])

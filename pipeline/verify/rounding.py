@@ -116,5 +116,7 @@ def rounding_of(found: npt.NDArray[np.int64], exact: npt.NDArray[np.float64]) ->
     away = (distance == 0.5) & (np.abs(found) > np.abs(exact)) & ~nearest
     near = ~nearest & ~away & (distance <= 0.5 + TIE)
     neighbour = ~nearest & ~away & ~near & (distance < 1)
-    counts = [int(kind.sum()) for kind in (nearest, away, near, neighbour)]
-    return Rounding(*counts, wrong=found.size - sum(counts))
+    kinds = (nearest, away, near, neighbour)
+    half_even, half_away, near_tie, farther = (int(kind.sum()) for kind in kinds)
+    wrong = found.size - half_even - half_away - near_tie - farther
+    return Rounding(half_even, half_away, near_tie, farther, wrong)
