@@ -438,6 +438,7 @@ def run(images: int, as_json: bool, **options: Any) -> None:
             on_batch=progress.on_batch,
             on_epoch=progress.on_epoch,
             on_step=say,
+            on_report=(lambda _: None) if as_json else show_verification,
         )
     bundle = folder.path / bundle_name(folder)
     if as_json:
@@ -450,7 +451,6 @@ def run(images: int, as_json: bool, **options: Any) -> None:
             }
         )
         return
-    show_verification(report)
     click.echo(f"{bundle}  {folder.entry(bundle.name)['bytes']:,} bytes")
     say("next: copy it to the Pi, unpack it and follow its README.md")
 

@@ -31,7 +31,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     """Print a table; every column but the first is aligned to the right."""
     grid = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
     for number, column in enumerate(columns):
-        grid.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+        grid.add_column(column, justify="right" if number else "left", no_wrap=number == 0)
     for row in rows:
         grid.add_row(*row)
     out().print(grid)

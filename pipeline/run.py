@@ -47,6 +47,7 @@ def run_all(
     on_batch: OnBatch = lambda *_: None,
     on_epoch: OnEpoch = lambda _: None,
     on_step: Callable[[str], None] = lambda _: None,
+    on_report: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> tuple[list[Stage], dict[str, Any]]:
     """Train, quantize, export, verify and package. Returns the stages and the verification report.
 
@@ -67,13 +68,14 @@ def run_all(
 
     def verify() -> bool:
         wanted = {"images": images, "seed": 0, "pipeline": __version__}
-        if run.is_current(REPORT, wanted):
+        if run.is_current(REPORT, wanted) and run.entry(REPORT)["facts"]["passed"]:
             return False
         verify_run(run, images, on_step=on_step)
         return True
 
     def package() -> bool:
         report = json.loads(run.need(REPORT).read_bytes())
+        on_report(report)
         if not report["passed"]:
             raise VerificationFailed(
                 f"run {run.name} did not pass verification", f"see {run.path / REPORT}"

@@ -104,7 +104,7 @@ def _show_artefacts(report: dict[str, Any]) -> None:
         )
         verdict = "passed" if artefact["passed"] else "FAILED"
         rows.append([*name, f"{artefact['accuracy']:.2%}", size, change(artefact), verdict])
-    columns = ["file", "runtime", "accuracy", "final output off by", "against fp32", ""]
+    columns = ["file", "runtime", "accuracy", "final off by", "against fp32", ""]
     table(f"{report['test_images']:,} test images", columns, rows)
 
 
@@ -116,8 +116,14 @@ def _explain(artefact: dict[str, Any]) -> None:
     if artefact["observer_difference"]:
         count = artefact["observer_difference"]
         say(f"{name}: observing the layers changes {count} final outputs (observer effect)")
-    if artefact["final"]["problem"]:
-        say(f"{name}: final output: {artefact['final']['problem']}")
+    final, unexplained = artefact["final"], artefact["unexplained"]
+    if unexplained["equal"] > final["equal"]:
+        say(
+            f"{name}: the program with this runtime's rounding of halves gives "
+            f"{percent(unexplained['equal_part'])} of its final outputs, bit for bit"
+        )
+    if final["problem"]:
+        say(f"{name}: final output: {final['problem']}")
     for layer in artefact["layers"]:
         worst = layer["difference"]["worst"]
         if not layer["passed"] and worst:

@@ -23,12 +23,21 @@ TIE = 2.0**-8
 
 
 class _Exact(fx.Interpreter):
-    """Runs an int8 program in float64, going on from given integers after each quantization."""
+    """Runs an int8 program in float64, going on from given integers after each quantization.
 
-    def __init__(self, module: fx.GraphModule, given: dict[str, npt.NDArray[np.int64]]) -> None:
+    Where none are given it rounds halves to even, and away from zero in the layers of `away`.
+    """
+
+    def __init__(
+        self,
+        module: fx.GraphModule,
+        given: dict[str, npt.NDArray[np.int64]],
+        away: frozenset[str] = frozenset(),
+    ) -> None:
         super().__init__(module)
         self.program = module
         self.given = given
+        self.away = away
         self.exact: dict[str, npt.NDArray[np.float64]] = {}
 
     def run_node(self, n: fx.Node) -> Any:
@@ -53,6 +62,9 @@ class _Exact(fx.Interpreter):
         if source.name in self.given:
             self.exact[source.name] = value.numpy()
             return torch.from_numpy(self.given[source.name]).double()
+        value = torch.from_numpy(_snap(value.numpy()))
+        if source.name in self.away:
+            return torch.trunc(value + torch.copysign(torch.tensor(0.5), value))
         return value.round()
 
     def _value(self, argument: Any) -> Tensor:
@@ -74,14 +86,30 @@ def exact_values(
     return interpreter.exact
 
 
+def predict(module: fx.GraphModule, pixels: Tensor, away: frozenset[str]) -> Tensor:
+    """The program's real outputs if it rounded halves away from zero in the layers of `away`."""
+    with torch.inference_mode():
+        parts = []
+        for images in pixels.split(500):
+            (scores,) = _Exact(module, {}, away).run(images.double() / 255)
+            parts.append(scores)
+        return torch.cat(parts).float()
+
+
+def _snap(exact: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """float64 leaves a half off by some 2**-50; it is put back where it belongs."""
+    halves = np.rint(exact * 2) / 2
+    return np.where(np.abs(exact - halves) < 1e-9, halves, exact)
+
+
 @dataclass(frozen=True)
 class Rounding:
-    """Counts of elements by how they were rounded; each element is in one of the first four.
+    """Counts of elements by how they were rounded; each element is in one of the first five.
 
     `half_even` is the nearest integer, an exact half going to the even one. `half_away` is an
     exact half that went away from zero instead; `near_tie` a value within 2**-8 of a half that went
     to its other neighbour; `neighbour` any other value that went to its farther neighbour; `wrong`
-    is everything else.
+    is everything else. `halves` is how many exact halves there were in all.
     """
 
     half_even: int = 0
@@ -89,10 +117,16 @@ class Rounding:
     near_tie: int = 0
     neighbour: int = 0
     wrong: int = 0
+    halves: int = 0
 
     def __add__(self, other: Rounding) -> Rounding:
         totals = [a + b for a, b in zip(astuple(self), astuple(other), strict=True)]
         return Rounding(*totals)
+
+    @property
+    def away(self) -> bool:
+        """Whether halves go away from zero here: then half of them differ from those to even."""
+        return self.half_away * 4 > self.halves
 
     @property
     def cause(self) -> str:
@@ -108,9 +142,7 @@ class Rounding:
 
 def rounding_of(found: npt.NDArray[np.int64], exact: npt.NDArray[np.float64]) -> Rounding:
     """Sort integers by how they come from their exact values."""
-    # float64 leaves a half off by some 2**-50; it is put back where it belongs.
-    halves = np.rint(exact * 2) / 2
-    exact = np.where(np.abs(exact - halves) < 1e-9, halves, exact)
+    exact = _snap(exact)
     nearest = found == np.rint(exact)
     distance = np.abs(found - exact)
     away = (distance == 0.5) & (np.abs(found) > np.abs(exact)) & ~nearest
@@ -119,4 +151,4 @@ def rounding_of(found: npt.NDArray[np.int64], exact: npt.NDArray[np.float64]) ->
     kinds = (nearest, away, near, neighbour)
     half_even, half_away, near_tie, farther = (int(kind.sum()) for kind in kinds)
     wrong = found.size - half_even - half_away - near_tie - farther
-    return Rounding(half_even, half_away, near_tie, farther, wrong)
+    return Rounding(half_even, half_away, near_tie, farther, wrong, int((distance == 0.5).sum()))

@@ -22,8 +22,8 @@ class Configuration:
 CONFIGURATIONS: dict[str, tuple[Configuration, ...]] = {
     "onnx": (
         Configuration("onnxruntime", lambda path: open_with("onnxruntime", path), shipped=True),
-        Configuration(
-            "onnxruntime, unoptimized",
+        Configuration(  # optimization level 0: node by node, as in the file
+            "onnxruntime O0",
             lambda path: onnxruntime.open_model(path, threads=1, optimize=False),
             shipped=False,
         ),

@@ -1,0 +1,65 @@
+"""One small run, trained once, that the tests read; and a copy of it for those that break things."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+def pipeline(*arguments: str, runs: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run the command line as a person would, in a process of its own."""
+    return subprocess.run(
+        [sys.executable, "-m", "pipeline.cli", *arguments],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"PIPELINE_RUNS_DIR": str(runs)} | environment,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A runs folder with one whole run, `small`: lenet5-classic on digits, 30 epochs.
+
+    The classic network has every int8 rule but ReLU's: sigmoid, average pooling, fixed parameters.
+    """
+    runs = tmp_path_factory.mktemp("runs")
+    options = ["--model", "lenet5-classic", "--epochs", "30", "--batch-size", "32"]
+    done = pipeline("run", *options, "--run", "small", "--images", "64", "--json", runs=runs)
+    assert done.returncode == 0, done.stderr
+    (runs / "report.json").write_text(done.stdout)
+    return runs
+
+
+@pytest.fixture(scope="session")
+def whole_run(trained: Path) -> dict[str, Any]:
+    """What `pipeline run --json` printed for `trained`."""
+    report: dict[str, Any] = json.loads((trained / "report.json").read_text())
+    return report
+
+
+@pytest.fixture
+def runs(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the trained runs folder that a test may change."""
+    shutil.copytree(trained, tmp_path / "runs")
+    return tmp_path / "runs"
+
+
+@pytest.fixture
+def cli(runs: Path) -> Cli:
+    """The command line on that copy."""
+
+    def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return pipeline(*arguments, runs=runs, **environment)
+
+    return call
