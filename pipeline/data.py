@@ -22,7 +22,7 @@ from deploy.runner.images import decode, glyph, prepare
 from .errors import BadInput, unknown
 from .idx import IdxFile, load
 
-VALIDATION_PART = 1 / 12  # of what is not test: 5,000 of MNIST's 60,000
+VALIDATION_PART = 1 / 12  # of what is not test: 5,001 of MNIST's 60,000
 TEST_PART = 1 / 5  # where a data set has no test split of its own
 PICTURES = {".png", ".jpg", ".jpeg", ".pgm", ".ppm", ".npy"}
 

@@ -26,6 +26,20 @@ def output_size(size: int, kernel: int, stride: int, padding: int, dilation: int
     return (size + padding - dilation * (kernel - 1) - 1) // stride + 1
 
 
+def output_size_between(size: int, kernel: int, stride: int, pads: Pair, dilation: int) -> int:
+    """`output_size` with the padding before and after given apart."""
+    return output_size(size, kernel, stride, sum(pads), dilation)
+
+
+def pooled_up_size(size: int, kernel: int, stride: int, pads: Pair, dilation: int) -> int:
+    """The size with ceil instead of floor (ceil_mode), as PyTorch and ONNX Runtime have it.
+
+    A last window that would begin beyond the input and the padding before it is left out.
+    """
+    rounded_up = output_size(size, kernel, stride, sum(pads) + stride - 1, dilation)
+    return rounded_up - ((rounded_up - 1) * stride >= size + pads[0])
+
+
 def same_padding(kernel: int) -> Pair:
     """(before, after) that keep the size at stride 1: k - 1 in all, the odd one before."""
     return kernel // 2, (kernel - 1) // 2
@@ -140,7 +154,7 @@ def read_graph(path: Path) -> Graph:
     for node in model.graph.node:
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         if node.op_type == "Constant":
-            constants[node.output[0]] = onnx.numpy_helper.to_array(attributes["value"])
+            constants[node.output[0]] = _constant(node, attributes, path)
         elif node.op_type in PASSED_THROUGH:
             known: dict[str, Any] = values if node.input[0] in values else constants
             known[node.output[0]] = known[node.input[0]]
@@ -148,6 +162,17 @@ def read_graph(path: Path) -> Graph:
             layers.append(_layer(node, attributes, values, constants, shape, path))
             values[node.output[0]] = _Value(layers[-1].output_shape, layers[-1].field)
     return Graph(shape, tuple(layers))
+
+
+def _constant(node: Any, attributes: dict[str, Any], path: Path) -> np.ndarray[Any, Any]:
+    import onnx
+
+    (kind, value), *_ = attributes.items()
+    if kind == "value":
+        return np.asarray(onnx.numpy_helper.to_array(value))
+    if kind in ("value_int", "value_ints", "value_float", "value_floats"):
+        return np.asarray(value)
+    raise BadInput(f"{path}: Constant ({node.name}) holds {kind}, only numbers are known")
 
 
 def _layer(
@@ -169,7 +194,7 @@ def _layer(
         raise BadInput(f"{path}: {node.op_type} ({node.name}) works on constants only")
     try:
         result = RULES[node.op_type](_Node(node.op_type, attributes, inputs, held))
-    except (IndexError, ValueError, TypeError) as error:
+    except (IndexError, KeyError, ValueError, TypeError, ArithmeticError) as error:
         raise BadInput(f"{path}: {node.op_type} ({node.name}): {error}") from error
     # A layer that looks at everything cannot see more than the whole image.
     field = tuple(
@@ -200,21 +225,20 @@ def _window(node: _Node, kernel: Pair, channels: int) -> _Result:
         raise ValueError(f"auto_pad {node.attributes['auto_pad'].decode()} is not supported")
     stride, dilation = node.pair("strides"), node.pair("dilations")
     top, left, bottom, right = (int(p) for p in node.attributes.get("pads", (0, 0, 0, 0)))
-    ceiling = [0, 0]
-    if node.attributes.get("ceil_mode", 0):
-        ceiling = [stride[0] - 1, stride[1] - 1]
+    rule = pooled_up_size if node.attributes.get("ceil_mode", 0) else output_size_between
     sizes = [
-        output_size(size, k, s, p + c, d)
-        for size, k, s, p, c, d in zip(
+        rule(size, k, s, pads, d)
+        for size, k, s, pads, d in zip(
             node.inputs[0].shape[1:],
             kernel,
             stride,
-            (top + bottom, left + right),
-            ceiling,
+            ((top, bottom), (left, right)),
             dilation,
             strict=True,
         )
     ]
+    if min(sizes) < 1:
+        raise ValueError(f"kernel {kernel} is larger than its padded input")
     field = tuple(
         f.through(k, s, d)
         for f, k, s, d in zip(node.inputs[0].field, kernel, stride, dilation, strict=True)
@@ -271,32 +295,49 @@ def _linear(node: _Node) -> _Result:
 
 
 def _global(node: _Node) -> _Result:
-    channels = node.inputs[0].shape[0]
-    keep = node.attributes.get("keepdims", 1)
-    return _Result((channels, 1, 1) if keep else (channels,), _everything(node))
+    return _Result((node.inputs[0].shape[0], 1, 1), _everything(node))
+
+
+def _mean(node: _Node) -> _Result:
+    shape = node.inputs[0].shape
+    axes = node.attributes.get("axes", node.constants[0] if node.constants else ())
+    reduced = sorted(int(axis) % (len(shape) + 1) for axis in axes)
+    if reduced not in ([2, 3], [1]):
+        raise ValueError(f"the mean over axes {reduced} is not supported, only (2, 3) and (1)")
+    kept = [1 if axis in reduced else size for axis, size in enumerate(shape, start=1)]
+    if not node.attributes.get("keepdims", 1):
+        kept = [size for axis, size in enumerate(shape, start=1) if axis not in reduced]
+    field = _everything(node) if reduced == [2, 3] else node.inputs[0].field
+    return _Result(tuple(kept), field)
 
 
 def _flatten(node: _Node) -> _Result:
+    if node.attributes.get("axis", 1) != 1:
+        raise ValueError(f"axis {node.attributes['axis']} is not supported, only 1")
     return _Result((int(np.prod(node.inputs[0].shape)),), _everything(node))
 
 
 def _reshape(node: _Node) -> _Result:
     if not node.constants:
         raise ValueError("the target shape is not a constant")
+    shape = node.inputs[0].shape
     target = [int(size) for size in node.constants[0]][1:]  # without the batch
-    elements = int(np.prod(node.inputs[0].shape))
+    if not node.attributes.get("allowzero", 0):  # a 0 keeps the size that stands there
+        target = [size or shape[axis] for axis, size in enumerate(target)]
+    elements = int(np.prod(shape))
     if -1 in target:
         target[target.index(-1)] = elements // -int(np.prod(target))
     return _Result(tuple(target), _everything(node))
 
 
 def _elementwise(node: _Node) -> _Result:
-    widest = max(node.inputs, key=lambda value: int(np.prod(value.shape)))
+    held = [constant.shape[1:] for constant in node.constants if constant.ndim > 3]
+    shape = np.broadcast_shapes(*(value.shape for value in node.inputs), *held)
     rows, columns = (
         Field(max(v.field[a].size for v in node.inputs), max(v.field[a].jump for v in node.inputs))
         for a in range(2)
     )
-    return _Result(widest.shape, (rows, columns))
+    return _Result(tuple(shape), (rows, columns))
 
 
 def _concat(node: _Node) -> _Result:
@@ -312,7 +353,7 @@ RULES: dict[str, Callable[[_Node], _Result]] = {
     "MaxPool": _pool,
     "AveragePool": _pool,
     "GlobalAveragePool": _global,
-    "ReduceMean": _global,
+    "ReduceMean": _mean,
     "Gemm": _linear,
     "MatMul": _linear,
     "Flatten": _flatten,

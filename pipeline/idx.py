@@ -36,22 +36,27 @@ def load(
     Looks for NAME and NAME.gz in DATA_DIR/FOLDER and DATA_DIR, else fetches it from a mirror into
     the cache. Raises BadInput or Missing, naming the file, what was expected and what was found.
     """
-    path = _find(file, folder, data_dir) if data_dir else _fetch(file, folder, mirrors)
-    return parse(path, file)
+    if data_dir is not None:
+        return parse(_find(file, folder, data_dir), file)
+    return _fetch(file, folder, mirrors)
 
 
 def parse(path: Path, file: IdxFile) -> npt.NDArray[np.uint8]:
     """Decompress, check and shape the content of one IDX file. Raises BadInput."""
     mend = "replace it by a fresh copy"
+    header = struct.pack(f">HBB{len(file.shape)}I", 0, 8, len(file.shape), *file.shape)
+    expected = len(header) + int(np.prod(file.shape))
     try:
         packed = path.read_bytes()
         content = gzip.decompress(packed) if packed.startswith(b"\x1f\x8b") else packed
     except EOFError as error:
-        raise BadInput(f"{path}: truncated gzip of {len(packed)} bytes", mend) from error
+        raise BadInput(
+            f"{path}: expected {expected} bytes, found a truncated gzip of {len(packed)}", mend
+        ) from error
     except (OSError, zlib.error) as error:
-        raise BadInput(f"{path}: cannot be read ({error})", mend) from error
-    header = struct.pack(f">HBB{len(file.shape)}I", 0, 8, len(file.shape), *file.shape)
-    expected = len(header) + int(np.prod(file.shape))
+        raise BadInput(
+            f"{path}: expected {expected} bytes, found a broken file ({error})", mend
+        ) from error
     if content[: len(header)] != header:
         raise BadInput(
             f"{path}: expected an IDX header for uint8 of shape {file.shape}, "
@@ -89,7 +94,7 @@ def _find(file: IdxFile, folder: str, data_dir: Path) -> Path:
     )
 
 
-def _fetch(file: IdxFile, folder: str, mirrors: tuple[str, ...]) -> Path:
+def _fetch(file: IdxFile, folder: str, mirrors: tuple[str, ...]) -> npt.NDArray[np.uint8]:
     import pooch
 
     pooch.get_logger().setLevel("WARNING")
@@ -103,13 +108,15 @@ def _fetch(file: IdxFile, folder: str, mirrors: tuple[str, ...]) -> Path:
                 fname=f"{file.name}.gz",
                 path=cache,
             )
+            return parse(Path(path), file)
         except (
             OSError,
             ValueError,
         ) as error:  # requests' errors are OSErrors; a hash is a ValueError
             reason = str(error).splitlines()[0]
-            continue
-        return Path(path)
+        except BadInput as error:  # a mirror may answer with something else: nothing of it stays
+            reason = error.message
+            (cache / f"{file.name}.gz").unlink(missing_ok=True)
     raise Missing(
         f"{file.name}.gz cannot be downloaded ({reason})",
         "get the four files yourself and give their folder with --data-dir",

@@ -44,7 +44,7 @@ class Network:
         except Exception as error:  # the person's own code: whatever it raises, the cause is there
             raise BadInput(
                 f"{self.name}: fails on an input of shape (2, {_commas(self.input_shape)}) "
-                f"({type(error).__name__}: {error})",
+                f"({_one_line(error)})",
                 "check its constructor, forward and input_shape",
             ) from error
         found = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
@@ -86,7 +86,10 @@ def find_network(
             f"{spec} does not say what it takes",
             "give --input-shape C,H,W, or the class an attribute input_shape = (C, H, W)",
         )
-    channels, height, width = (int(size) for size in shape)
+    try:
+        channels, height, width = (int(size) for size in shape)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"{spec}: input_shape {shape!r}", "give it as (C, H, W)") from error
     if channels not in (1, 3) or min(height, width) < 1:
         raise UsageError(f"input shape {channels},{height},{width}", "C is 1 or 3, H and W above 0")
     return Network(name, factory, (channels, height, width), activation, digest)
@@ -104,7 +107,7 @@ def _from_file(spec: str) -> tuple[str, type[nn.Module], str]:
     try:
         module_spec.loader.exec_module(module)
     except Exception as error:  # the person's own code
-        raise BadInput(f"{path}: {type(error).__name__}: {error}", "mend the file") from error
+        raise BadInput(f"{path}: {_one_line(error)}", "mend the file") from error
     factory = getattr(module, class_name, None)
     if not (isinstance(factory, type) and issubclass(factory, nn.Module)):
         classes = [
@@ -118,6 +121,10 @@ def _from_file(spec: str) -> tuple[str, type[nn.Module], str]:
     words = re.findall(r"[A-Z]?[a-z0-9]+|[A-Z]+(?![a-z])", class_name) or [class_name]
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     return "-".join(word.lower() for word in words), factory, digest
+
+
+def _one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
 
 
 def _commas(shape: tuple[int, ...]) -> str:

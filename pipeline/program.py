@@ -82,7 +82,7 @@ def load(path: Path) -> fx.GraphModule:
     try:
         module = torch.export.load(path).module()
     except Exception as error:  # a damaged archive raises many types
-        raise BadInput(f"{path}: not a saved program ({error})") from error
+        raise BadInput(f"{path}: not a saved program ({' '.join(str(error).split())})") from error
     return plain(module)
 
 

@@ -23,6 +23,7 @@ from .errors import BadInput, Missing, UsageError, unknown
 
 RECORD = "run.json"
 SCHEMA = 1
+ENTRY = {"sha256", "bytes", "config", "inputs", "made", "facts"}  # what is known of an artefact
 
 
 def runs_root() -> Path:
@@ -140,6 +141,9 @@ class RunFolder:
             record = json.loads((path / RECORD).read_text())
             if record["schema"] != SCHEMA or not isinstance(record["artefacts"], dict):
                 raise ValueError(f"schema {record['schema']}")
+            for entry in record["artefacts"].values():
+                if not (set(entry) >= ENTRY and isinstance(entry["inputs"], dict)):
+                    raise ValueError("an artefact's entry is incomplete")
             return cls(path, record | {"model": str(record["model"])})
         except (ValueError, KeyError, TypeError, OSError) as error:
             raise BadInput(
@@ -197,6 +201,7 @@ class RunFolder:
         `temporary` maps artefact names to finished files. A kill between the moves and the record
         leaves files that do not match it, which the next reader reports.
         """
+        config = json.loads(json.dumps(config))  # as it will be read back: tuples are lists
         digests = {source: self.entry(source)["sha256"] for source in inputs}
         for filename, path in temporary.items():
             digest = sha256_file(path)

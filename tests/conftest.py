@@ -1,4 +1,4 @@
-"""One small run, trained once, that the tests read; and a copy of it for those that break things."""
+"""One small run, trained once, that tests read; and a copy of it for those that break things."""
 
 from __future__ import annotations
 
@@ -12,6 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import settings
+
+# Examples follow from the test alone, and a busy machine fails no test.
+settings.register_profile("house", deadline=None, derandomize=True)
+settings.load_profile("house")
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
 
