@@ -12,7 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from hypothesis import settings
+
+from pipeline.cli import main
 
 # Examples follow from the test alone, and a busy machine fails no test.
 settings.register_profile("house", deadline=None, derandomize=True)
@@ -61,10 +64,17 @@ def runs(trained: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def cli(runs: Path) -> Cli:
-    """The command line on that copy."""
+def cli(runs: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
+    """The command line on that copy, inside this process: torch is imported once, not each time."""
+    monkeypatch.setenv("PIPELINE_RUNS_DIR", str(runs))
+    monkeypatch.setenv("PIPELINE_DEBUG", "")
 
-    def call(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-        return pipeline(*arguments, runs=runs, **environment)
+    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
+        result = CliRunner().invoke(main, arguments)
+        if result.exception is not None and not isinstance(result.exception, SystemExit):
+            raise result.exception
+        return subprocess.CompletedProcess(
+            arguments, result.exit_code, result.stdout, result.stderr
+        )
 
     return call
