@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import sys
 from collections.abc import Callable, Sequence
@@ -138,8 +139,8 @@ def run_selftest(args: argparse.Namespace, bundle: Bundle) -> int:
 def run_info(args: argparse.Namespace, bundle: Bundle) -> int:
     """What the bundle holds, and which runtimes work here."""
     precision = args.precision or bundle.default_precision()
-    contract = bundle.contract(precision)
     files = bundle.models(precision)
+    contract = bundle.contract(precision)
     runtimes: dict[str, str] = {}
     for name, backend in BACKENDS.items():
         if backend.SUFFIX not in files:
@@ -214,7 +215,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.command == "predict" and args.files.count("-") > 1:
             raise UsageError("stdin can be read once", "give '-' once")
         bundle = Bundle.open((args.bundle or bundle_folder()).resolve())
-        return COMMANDS[args.command](args, bundle)
+        exit_code = COMMANDS[args.command](args, bundle)
+        sys.stdout.flush()
+        return exit_code
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -222,7 +225,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print("interrupted", file=sys.stderr)
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our output has gone, as with `| head`
-        sys.stderr.close()
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         return 0
 
 

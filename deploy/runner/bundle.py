@@ -73,7 +73,10 @@ class Bundle:
         if not folder.is_dir():
             raise Missing(f"{folder}: no such folder", "point --bundle at an unpacked bundle")
         names = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-        return cls(folder, check(lambda name: (folder / name).read_bytes(), names, str(folder)))
+        try:
+            return cls(folder, check(lambda name: (folder / name).read_bytes(), names, str(folder)))
+        except OSError as error:
+            raise BadInput(f"{error.filename}: cannot be read ({error.strerror})") from error
 
     def models(self, precision: str) -> dict[str, Path]:
         """The model files of this precision: suffix to path."""

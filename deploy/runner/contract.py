@@ -8,7 +8,8 @@ byte is the model's input.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+import math
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from .errors import BadInput
@@ -70,9 +71,12 @@ class Contract:
                 if record[key] is not None:
                     scale, zero_point = record[key]["scale"], record[key]["zero_point"]
                     record[key] = Quantization(float(scale), int(zero_point))
+            missing = {field.name for field in fields(cls)} - set(record)
+            if missing:
+                raise ValueError(f"it lacks {', '.join(sorted(missing))}")
             contract = cls(**record)
             contract._check()
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError) as error:
             raise BadInput(f"{source}: its contract is not readable ({error})") from error
         return contract
 
@@ -87,5 +91,7 @@ class Contract:
                 raise ValueError(f"{value!r} is none of {', '.join(allowed)}")
         if self.input_shape[0] not in (1, 3) or min(self.input_shape) < 1 or not self.labels:
             raise ValueError(f"input shape {self.input_shape} with {len(self.labels)} labels")
-        if (self.precision == "int8") != (self.input is not None and self.output is not None):
+        sides = [side for side in (self.input, self.output) if side is not None]
+        sound = all(0 < side.scale < math.inf for side in sides)
+        if len(sides) != (2 if self.precision == "int8" else 0) or not sound:
             raise ValueError(f"{self.precision} with quantization {self.input}, {self.output}")

@@ -38,7 +38,12 @@ def decode(content: bytes, name: str) -> Pixels:
         decoder = _decode_with_pillow
     try:
         picture = decoder(content)
-    except (ValueError, OSError, EOFError) as error:
+    except ImportError as error:
+        raise Missing(
+            f"{name}: this picture format needs Pillow, which is not installed",
+            "run 'pip install pillow', or give a PGM, PPM or .npy picture",
+        ) from error
+    except Exception as error:  # decoders raise whatever the broken bytes led them to
         raise BadInput(
             f"{name}: not a picture this runner can read ({error})",
             "give a PNG, JPEG, PGM, PPM or .npy picture",
@@ -94,28 +99,20 @@ def _decode_pnm(content: bytes) -> Pixels:
 
 
 def _decode_with_pillow(content: bytes) -> Pixels:
-    try:
-        from PIL import Image, ImageOps
-    except ImportError as error:
-        raise Missing(
-            "this picture format needs Pillow, which is not installed",
-            "run 'pip install pillow', or give a PGM, PPM or .npy picture",
-        ) from error
-    try:
-        with Image.open(io.BytesIO(content)) as opened:
-            if opened.width * opened.height > MAX_PIXELS:
-                raise ValueError(f"{opened.width} x {opened.height} pixels, at most {MAX_PIXELS}")
-            picture = ImageOps.exif_transpose(opened)
-            if picture.mode.startswith("I"):  # 16 bits a sample
-                wide = np.asarray(picture, dtype=np.int64)
-                return _with_channels((wide >> 8).astype(np.uint8))
-            if picture.has_transparency_data:  # what is transparent shows the paper: white
-                paper = Image.new("RGBA", picture.size, "white")
-                picture = Image.alpha_composite(paper, picture.convert("RGBA")).convert("RGB")
-            mode = "L" if picture.mode in ("1", "L") else "RGB"
-            return _with_channels(np.asarray(picture.convert(mode), dtype=np.uint8))
-    except Exception as error:  # Pillow's decoders raise whatever the broken bytes led them to
-        raise ValueError(str(error) or type(error).__name__) from error
+    from PIL import Image, ImageOps
+
+    with Image.open(io.BytesIO(content)) as opened:
+        if opened.width * opened.height > MAX_PIXELS:
+            raise ValueError(f"{opened.width} x {opened.height} pixels, at most {MAX_PIXELS}")
+        picture = ImageOps.exif_transpose(opened)
+        if picture.mode.startswith("I"):  # 16 bits a sample
+            wide = np.asarray(picture, dtype=np.int64)
+            return _with_channels((wide >> 8).astype(np.uint8))
+        if picture.has_transparency_data:  # what is transparent shows the paper: white
+            paper = Image.new("RGBA", picture.size, "white")
+            picture = Image.alpha_composite(paper, picture.convert("RGBA")).convert("RGB")
+        mode = "L" if picture.mode in ("1", "L") else "RGB"
+        return _with_channels(np.asarray(picture.convert(mode), dtype=np.uint8))
 
 
 def resize(image: Pixels, height: int, width: int) -> Pixels:
@@ -176,8 +173,10 @@ def glyph(image: Pixels, height: int, width: int) -> Pixels:
     paper = int(np.median(border))
     if image.shape == (height, width) and paper == 0:
         return image
-    noise = int(np.percentile(np.abs(border - paper), 98, method="lower"))
-    difference = paper - image.astype(np.int64) if paper > 127 else image.astype(np.int64) - paper
+    noise = 4 * int(np.median(np.abs(border - paper)))  # the median: ink may touch the border
+    difference = image.astype(np.int64) - paper
+    if -difference.min() > difference.max():  # darker than the paper
+        difference = -difference
     ink = np.maximum(0, difference - noise)
     canvas = np.zeros((height, width), np.uint8)
     if ink.max() == 0:
@@ -189,6 +188,8 @@ def glyph(image: Pixels, height: int, width: int) -> Pixels:
     size = [max(1, (side * box + longest // 2) // longest) for side in ink.shape]
     ink = resize(ink.astype(np.uint8)[:, :, None], *size)[:, :, 0].astype(np.int64)
     mass = int(ink.sum())
+    if mass == 0:  # specks too small to survive the scaling
+        return canvas
     corner = []
     for axis, side in enumerate((height, width)):
         moment = int((ink.sum(axis=1 - axis) * np.arange(size[axis])).sum())

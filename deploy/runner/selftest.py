@@ -49,7 +49,7 @@ def selftest(bundle: Bundle, model: Model) -> Result:
         raise BadInput(f"{model.runtime}: outputs have shape {found.shape}, not {expected.shape}")
     if precision == "int8":
         assert model.contract.output is not None
-        difference = np.abs(steps(found, model.contract.output) - expected).astype(np.float64)
+        difference = np.abs(steps(found, model.contract.output).astype(np.float64) - expected)
         # What verification found between runtimes, each layer's rounding explained.
         limit = float(bundle.manifest["int8_steps"])
     else:

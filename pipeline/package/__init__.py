@@ -7,6 +7,7 @@ import io
 import json
 import tarfile
 import zipfile
+import zlib
 from collections.abc import Sequence
 from importlib.metadata import distribution
 from importlib.resources import files as resources
@@ -31,6 +32,7 @@ from ..verify import REPORT
 GOLDEN_IMAGES = 32
 RUNNER = "runner.pyz"
 REQUIREMENTS = ("litert", "onnxruntime", "tflite-runtime")
+GZIP_HEADER = bytes.fromhex("1f8b08000000000002ff")  # no name, no time, no system
 EPOCH = (1980, 1, 1, 0, 0, 0)  # zip's earliest date
 
 
@@ -150,7 +152,7 @@ def archive(folder: str, contents: dict[str, bytes]) -> bytes:
             info.size = len(contents[name])
             info.mode = 0o755 if name == RUNNER else 0o644
             tar.addfile(info, io.BytesIO(contents[name]))
-    return gzip.compress(buffer.getvalue(), mtime=0)
+    return GZIP_HEADER + gzip.compress(buffer.getvalue(), mtime=0)[len(GZIP_HEADER) :]
 
 
 def check_archive(path: Path) -> dict[str, Any]:
@@ -166,11 +168,13 @@ def check_archive(path: Path) -> dict[str, Any]:
         raise BadInput(f"{path}: the file is empty", "copy the bundle again")
     contents: dict[str, bytes] = {}
     try:
+        if not packed.startswith(GZIP_HEADER):
+            raise ValueError("its first bytes are not a bundle's")
         with tarfile.open(fileobj=io.BytesIO(gzip.decompress(packed)), mode="r:") as tar:
             for member in tar.getmembers():
                 content = tar.extractfile(member)
                 if content is not None:
                     contents[member.name.partition("/")[2]] = content.read()
-    except (OSError, EOFError, tarfile.TarError, ValueError) as error:
+    except (OSError, EOFError, tarfile.TarError, zlib.error, ValueError) as error:
         raise BadInput(f"{path}: not a bundle ({error})", "copy the bundle again") from error
     return bundle.check(contents.__getitem__, set(contents), str(path))

@@ -49,12 +49,12 @@ class Layer:
     def passed(self) -> bool:
         """fp32: within 2**-16 of the layer's largest value, see `FP32_RELATIVE` for the reason.
 
-        int8: every integer is a neighbour of the layer's exact value.
+        int8: every integer is the layer's exact value rounded to the nearest; halves go either way.
         """
         if self.tap.scale is None:
             return self.difference.within(FP32_RELATIVE, relative=True)
         compared = self.difference.problem is None and self.difference.elements > 0
-        return compared and self.rounding is not None and self.rounding.wrong == 0
+        return compared and self.rounding is not None and self.rounding.nearest
 
 
 @dataclass

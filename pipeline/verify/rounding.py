@@ -1,8 +1,8 @@
 """How a runtime rounds an int8 layer: each integer against the exact value it stands for.
 
 A layer's exact result is computed in float64 from the integers that the runtime itself fed to the
-layer, so that nothing is inherited from the layers before. The runtime's integer then is one of the
-two neighbours of that exact value, and which one tells how it rounds; anything else is an error.
+layer, so that nothing is inherited from the layers before. The runtime's integer must be that value
+rounded to the nearest. Which way it rounds a half is the runtime's own; anything else is an error.
 """
 
 from __future__ import annotations
@@ -122,6 +122,11 @@ class Rounding:
     def __add__(self, other: Rounding) -> Rounding:
         totals = [a + b for a, b in zip(astuple(self), astuple(other), strict=True)]
         return Rounding(*totals)
+
+    @property
+    def nearest(self) -> bool:
+        """Whether every element is the nearest integer, halves going either way."""
+        return self.neighbour == 0 and self.wrong == 0
 
     @property
     def away(self) -> bool:

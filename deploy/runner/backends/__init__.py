@@ -53,7 +53,7 @@ def open_with(runtime: str, path: Path, threads: int = 1) -> Model:
         raise Missing(
             f"{runtime}: not installed ({error})", f"pip install {backend.PIP}"
         ) from error
-    except AttributeError as error:  # '_ARRAY_API not found': built for another NumPy
+    except (AttributeError, SystemError) as error:  # '_ARRAY_API not found': built for another one
         raise Missing(f"{runtime}: does not fit this NumPy {np.__version__} ({error})") from error
     except (ValueError, RuntimeError) as error:
         raise BadInput(f"{path}: {runtime} cannot load it ({_first_line(error)})") from error
