@@ -32,6 +32,7 @@ LAYERS: dict[Any, str] = {
     aten.mean.dim: "mean",
     aten.relu.default: "relu",
     aten.relu_.default: "relu",
+    aten.relu6.default: "clip",
     aten.hardtanh.default: "clip",
     aten.hardtanh_.default: "clip",
     aten.sigmoid.default: "sigmoid",
@@ -45,7 +46,9 @@ LAYERS: dict[Any, str] = {
     aten.batch_norm.default: "batch norm",
     aten.add.Tensor: "add",
     aten.add_.Tensor: "add",
+    aten.sub.Tensor: "sub",
     aten.mul.Tensor: "mul",
+    aten.div.Tensor: "div",
     aten.cat.default: "concat",
 }
 

@@ -10,7 +10,10 @@ specification"), expressed as a torchao Quantizer:
 - the input: scale 1/255, zero point -128, so a pixel byte minus 128 is the quantized input;
 - pooling and reshaping: output parameters are the input's;
 - sigmoid and softmax 1/256, -128; tanh 1/128, 0;
-- a ReLU right after conv, linear or add is quantized with it, as one.
+- a ReLU right after conv, linear or a sum is quantized with it, as one; any other shares its
+  input's parameters, since a converter may fuse it into a pooling, which has one set;
+- what is concatenated shares one set of parameters;
+- dividing by a constant is multiplying by its reciprocal: there is no int8 division.
 """
 
 from __future__ import annotations
@@ -34,7 +37,7 @@ from torchao.quantization.pt2e.quantizer import (
 
 from . import __version__
 from .errors import BadInput, UsageError
-from .program import aten, capture, load, plain
+from .program import aten, attribute, capture, load, plain
 from .run_folder import RunFolder
 from .train import dataset_of
 
@@ -64,8 +67,14 @@ INPUT = _fixed(1 / 255, -128)
 
 # Operators by the rule that quantizes them.
 WEIGHTED = {aten.conv2d.default, aten.conv2d.padding, aten.linear.default}
-FUSED = {aten.relu.default, aten.relu_.default, aten.hardtanh.default, aten.hardtanh_.default}
-SUMS = {aten.add.Tensor, aten.add_.Tensor}
+FUSED = {
+    aten.relu.default,
+    aten.relu_.default,
+    aten.relu6.default,
+    aten.hardtanh.default,
+    aten.hardtanh_.default,
+}
+SUMS = {aten.add.Tensor, aten.add_.Tensor, aten.sub.Tensor}
 OWN_OUTPUT = {aten.mul.Tensor, aten.mean.dim}
 FIXED_OUTPUT = {
     aten.sigmoid.default: _fixed(1 / 256, -128),
@@ -85,6 +94,7 @@ SHARED = {
     aten.unsqueeze.default,
     aten.dropout.default,
 }
+CONCATENATED = {aten.cat.default}
 # Folded into the convolution before it by prepare_pt2e, so it needs no rule of its own.
 FOLDED = {aten.batch_norm.default}
 
@@ -101,6 +111,27 @@ class Int8Quantizer(Quantizer):  # type: ignore[misc]  # torchao is untyped
 
     def __init__(self) -> None:
         self.roots: dict[fx.Node, fx.Node] = {}
+
+    def transform_for_annotation(self, model: fx.GraphModule) -> fx.GraphModule:
+        """Numbers that are added or multiplied become constants, which can be quantized."""
+        for node in list(model.graph.nodes):
+            if node.target not in SUMS | OWN_OUTPUT | {aten.div.Tensor} or len(node.args) < 2:
+                continue
+            operand = node.args[1]
+            if isinstance(operand, (int, float)):
+                value = torch.tensor(float(operand))
+            elif isinstance(operand, fx.Node) and operand.op == "get_attr":
+                value = attribute(model, operand).detach()
+            else:
+                continue
+            if node.target is aten.div.Tensor:
+                node.target, value = aten.mul.Tensor, 1 / value
+            name = f"operand_of_{node.name}"
+            model.register_buffer(name, value.reshape(1, 1, 1, 1) if value.dim() == 0 else value)
+            with model.graph.inserting_before(node):
+                node.update_arg(1, model.graph.get_attr(name))
+        model.recompile()
+        return model
 
     def annotate(self, model: fx.GraphModule) -> fx.GraphModule:
         """See torchao's Quantizer. Raises BadInput for an operator without a rule."""
@@ -130,19 +161,23 @@ class Int8Quantizer(Quantizer):  # type: ignore[misc]  # torchao is untyped
             self._annotate_weighted(node)
         elif node.target in FUSED:
             (source,) = node.all_input_nodes
-            fused = source.target in WEIGHTED | SUMS | FOLDED and source not in self.roots
-            self._annotate(node, {} if fused else {source: self._shared(source)}, ACTIVATION)
+            if source.target in WEIGHTED | SUMS | FOLDED and source not in self.roots:
+                self._annotate(node, {}, ACTIVATION)
+            else:
+                self._annotate_shared(node, source)
         elif node.target in SUMS | OWN_OUTPUT and operands:
             alone = node.target in OWN_OUTPUT or not _feeds_one(node, FUSED)
-            inputs = {operand: self._shared(operand) for operand in operands}
+            inputs: dict[fx.Node, Any] = {operand: self._shared(operand) for operand in operands}
+            constants = [n for n in node.all_input_nodes if n.op == "get_attr"]
+            inputs |= dict.fromkeys(constants, ACTIVATION)
             self._annotate(node, inputs, ACTIVATION if alone else None)
         elif node.target in FIXED_OUTPUT:
             source = node.all_input_nodes[0]
             self._annotate(node, {source: self._shared(source)}, FIXED_OUTPUT[node.target])
         elif node.target in SHARED:
-            source = node.all_input_nodes[0]
-            self._annotate(node, {source: self._shared(source)}, self._shared(source))
-            self.roots[node] = self.roots[source]
+            self._annotate_shared(node, node.all_input_nodes[0])
+        elif node.target in CONCATENATED:
+            self._annotate_concatenated(node)
         elif node.target in FOLDED:
             if node.all_input_nodes[0].target not in WEIGHTED:
                 raise BadInput(f"int8: {node.name} stands after no convolution to fold it into")
@@ -155,10 +190,39 @@ class Int8Quantizer(Quantizer):  # type: ignore[misc]  # torchao is untyped
                 f"use --precision fp32, or one of {', '.join(known)}",
             )
 
+    def _annotate_shared(self, node: fx.Node, source: fx.Node) -> None:
+        self._annotate(node, {source: self._shared(source)}, self._shared(source))
+        self.roots[node] = self.roots[source]
+
+    def _annotate_concatenated(self, node: fx.Node) -> None:
+        """Every part takes the first one's parameters, which then span the values of all."""
+        parts = node.all_input_nodes
+        first, *others = dict.fromkeys(self.roots[part] for part in parts)
+        for root in (first, *others) if others else ():
+            if root.meta[ANNOTATION].output_qspec is not ACTIVATION:
+                raise BadInput(
+                    f"int8: {node.name} concatenates {root.name}, whose parameters are fixed",
+                    "use --precision fp32",
+                )
+        for root in others:
+            root.meta[ANNOTATION].output_qspec = SharedQuantizationSpec(first)
+            self.roots |= {n: first for n, known in self.roots.items() if known is root}
+        self._annotate(node, {part: self._shared(part) for part in parts}, self._shared(parts[0]))
+        self.roots[node] = first
+
     @staticmethod
     def known() -> set[Any]:
         """All operators with a rule."""
-        return WEIGHTED | FUSED | SUMS | OWN_OUTPUT | set(FIXED_OUTPUT) | SHARED | FOLDED
+        return (
+            WEIGHTED
+            | FUSED
+            | SUMS
+            | OWN_OUTPUT
+            | set(FIXED_OUTPUT)
+            | SHARED
+            | CONCATENATED
+            | FOLDED
+        )
 
     def _annotate_weighted(self, node: fx.Node) -> None:
         source, weight = node.args[0], node.args[1]

@@ -99,6 +99,27 @@ def test_int8_stays_near_fp32() -> None:
     assert error < 4 * scale
 
 
+class Branches(nn.Module):
+    """Normalisation as the first layer, ReLU after pooling, a concatenation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.tensor([0.4, 0.5, 0.3]).reshape(1, 3, 1, 1))
+        self.left, self.right = nn.Conv2d(3, 4, 3), nn.Conv2d(3, 2, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = (x - self.mean) / 0.25
+        pooled = torch.relu(torch.max_pool2d(self.left(x), 2))
+        return torch.cat([pooled, torch.max_pool2d(self.right(x), 2)], 1)
+
+
+def test_concatenated_values_share_their_parameters_and_span_them_all() -> None:
+    found = quantizations(int8(Branches(), *head(6)))
+    shared = {found[name] for name in ("conv2d", "relu", "conv2d_1", "cat")}
+    assert len(shared) == 1
+    assert found["sub"] != found["div"]
+
+
 def test_an_operator_without_a_rule_is_refused_by_name() -> None:
     with pytest.raises(BadInput, match=r"aten\.gelu") as error:
         int8(nn.Conv2d(3, 4, 3), nn.GELU(), *head(4))
