@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from models import MODELS
+from pipeline.checkpoint import TrainConfig
 from pipeline.data import Split, load_dataset
-from pipeline.train import TrainConfig, make_optimizer, train_epoch
+from pipeline.train import make_optimizer, train_epoch
 
 
 def bare_epoch(network: nn.Module, optimizer: torch.optim.Optimizer, data: Split) -> None:

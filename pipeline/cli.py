@@ -158,9 +158,10 @@ def training_options(command: Any) -> Any:
 
 def _training(options: dict[str, Any]) -> tuple[Any, Any, str]:
     """(network, TrainConfig, run name) from the options; checks what can be checked first."""
+    from .checkpoint import TrainConfig
     from .data import DATASETS, training_defaults
     from .network import find_network
-    from .train import TrainConfig, choose_device
+    from .train import choose_device
 
     for option in ("epochs", "batch_size"):
         if options[option] is not None and options[option] < 1:
@@ -204,14 +205,15 @@ def train(resume: bool, overwrite: bool, as_json: bool, **options: Any) -> None:
       pipeline train --model lenet5-classic --dataset mnist --epochs 5
       pipeline train --model mynet.py:MyNet --dataset photos/ --run trial
     """
+    from . import checkpoint
     from .console import TrainingProgress, say
     from .network import find_network
     from .run_folder import RunFolder
-    from .train import CHECKPOINT, WEIGHTS, read_checkpoint, train_run
+    from .train import WEIGHTS, train_run
 
     if resume:
         run = RunFolder.open(options["run_name"])
-        config, history = read_checkpoint(run.path / CHECKPOINT)
+        config, history = checkpoint.read(run.path / checkpoint.CHECKPOINT)
         _refuse_other_settings(dataclasses.asdict(config), options)
         network = find_network(config.model, config.activation, config.input_shape)
         say(f"resuming run {run.name} after epoch {len(history)} of {config.epochs}")

@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from .train import Epoch
+from .checkpoint import Epoch
 
 
 def out() -> Console:

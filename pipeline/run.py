@@ -7,23 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from . import __version__
+from . import __version__, checkpoint
+from .checkpoint import CHECKPOINT, TrainConfig
 from .errors import VerificationFailed
 from .export import export_run
 from .network import Network
 from .package import bundle_name, package_run
 from .quantize import Calibration, quantize_run
 from .run_folder import RunFolder
-from .train import (
-    CHECKPOINT,
-    WEIGHTS,
-    OnBatch,
-    OnEpoch,
-    TrainConfig,
-    read_checkpoint,
-    train_run,
-    training_config,
-)
+from .train import WEIGHTS, OnBatch, OnEpoch, train_run, training_config
 from .verify import REPORT, verify_run
 
 
@@ -61,8 +53,8 @@ def run_all(
         current = run.is_current(WEIGHTS, training_config(network, config))
         if current and run.is_current(program, {"pipeline": __version__}):
             return False
-        checkpoint = run.path / CHECKPOINT
-        resume = checkpoint.is_file() and read_checkpoint(checkpoint)[0] == config
+        path = run.path / CHECKPOINT
+        resume = path.is_file() and checkpoint.read(path)[0] == config
         train_run(run, network, config, resume=resume, on_batch=on_batch, on_epoch=on_epoch)
         return True
 

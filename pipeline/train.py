@@ -1,57 +1,27 @@
-"""Training: one visible loop, its checkpoint, and the stage that leaves a run behind."""
+"""Training: one visible loop, and the stage that leaves a run behind."""
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from . import __version__
+from .checkpoint import CHECKPOINT, Epoch, TrainConfig, restore, save
 from .data import Dataset, Split, load_dataset
 from .errors import BadInput, Missing, UsageError, VerificationFailed
 from .network import Network
 from .program import capture
-from .run_folder import RunFolder, replacing
+from .run_folder import RunFolder
 
 WEIGHTS = "model.safetensors"
-CHECKPOINT = "checkpoint.safetensors"
-
-
-@dataclass(frozen=True)
-class TrainConfig:
-    """What decides the weights, together with the network, the data and the thread count."""
-
-    model: str
-    dataset: str
-    epochs: int
-    learning_rate: float
-    batch_size: int = 128
-    seed: int = 0
-    device: str = "cpu"
-    activation: str | None = None
-    input_shape: tuple[int, int, int] = (1, 28, 28)
-    data_dir: str | None = None
-    augment: bool = False
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """What one epoch came to; accuracies in [0, 1]."""
-
-    number: int
-    loss: float
-    accuracy: float
-    validation_accuracy: float
-    seconds: float
 
 
 # Called after every batch with (epoch, batches done, batches an epoch, loss, accuracy so far).
@@ -149,19 +119,19 @@ def fit(
     network: nn.Module,
     dataset: Dataset,
     config: TrainConfig,
-    checkpoint: Path,
+    path: Path,
     resume: bool,
     on_batch: OnBatch,
     on_epoch: OnEpoch,
 ) -> list[Epoch]:
-    """Train in place; after each epoch the state is in `checkpoint`, from which `resume` goes on.
+    """Train in place; after each epoch the state is saved at `path`, from where `resume` goes on.
 
     The weights are bit-identical whether or not training was interrupted.
     """
     device = torch.device(config.device)
     network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = make_optimizer(network, config)
-    history = _restore(network, optimizer, checkpoint, config) if resume else []
+    history = restore(network, optimizer, path, config) if resume else []
     train, validation = _on(dataset.train, device), _on(dataset.validation, device)
     for epoch in range(len(history), config.epochs):
         started = time.perf_counter()
@@ -170,71 +140,13 @@ def fit(
         seconds = time.perf_counter() - started
         history.append(Epoch(epoch + 1, loss, accuracy, checked, seconds))
         on_epoch(history[-1])
-        _save(network, optimizer, checkpoint, config, history)
+        save(network, optimizer, path, config, history)
     network.cpu().to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     return history
 
 
 def _on(split: Split, device: torch.device) -> Split:
     return Split(split.images.to(device), split.labels.to(device))
-
-
-def _save(
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    path: Path,
-    config: TrainConfig,
-    history: list[Epoch],
-) -> None:
-    tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
-    metadata = {
-        "config": json.dumps(asdict(config)),
-        "history": json.dumps([asdict(epoch) for epoch in history]),
-    }
-    with replacing(path) as temporary:
-        contiguous = {name: value.contiguous() for name, value in tensors.items()}
-        safetensors.torch.save_file(contiguous, temporary, metadata)
-
-
-def _restore(
-    network: nn.Module, optimizer: torch.optim.Optimizer, path: Path, config: TrainConfig
-) -> list[Epoch]:
-    _, history = read_checkpoint(path)
-    tensors = safetensors.torch.load_file(path, device=str(config.device))
-    network.load_state_dict(
-        {
-            name.removeprefix("network."): value
-            for name, value in tensors.items()
-            if name.startswith("network.")
-        }
-    )
-    states: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".")
-            states.setdefault(int(index), {})[key] = value
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": states, "param_groups": groups})
-    return history
-
-
-def read_checkpoint(path: Path) -> tuple[TrainConfig, list[Epoch]]:
-    """The settings and history in a checkpoint. Raises Missing or BadInput."""
-    if not path.is_file():
-        raise Missing(f"{path}: nothing to resume", "run 'pipeline train' without --resume")
-    try:
-        with safe_open(path, "pt") as file:
-            metadata = file.metadata()
-        record = json.loads(metadata["config"])
-        config = TrainConfig(**record | {"input_shape": tuple(record["input_shape"])})
-        history = [Epoch(**epoch) for epoch in json.loads(metadata["history"])]
-    except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
-        raise BadInput(
-            f"{path}: not a checkpoint ({error})", "run 'pipeline train' without --resume"
-        ) from error
-    return config, history
 
 
 def choose_device(name: str) -> str:

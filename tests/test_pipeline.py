@@ -70,12 +70,12 @@ INTERRUPTED = """
 import os, sys
 from pipeline import train
 from pipeline.cli import main
-save = train._save
+save = train.save
 def die_after_two(network, optimizer, path, config, history):
     save(network, optimizer, path, config, history)
     if len(history) == 2:
         os._exit(137)
-train._save = die_after_two
+train.save = die_after_two
 main(sys.argv[1:])
 """
 
