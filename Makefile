@@ -18,8 +18,9 @@ install: .venv/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	touch $@
 
+# Two processes of one thread each: two threads each would slow one another many times over.
 test: install
-	$(BIN)/pytest -m 'not slow'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow' --numprocesses 2 --dist loadfile
 
 test-slow: install
 	$(BIN)/pytest -m slow

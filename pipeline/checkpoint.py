@@ -12,9 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .errors import BadInput, Missing
-from .run_folder import replacing
-
-CHECKPOINT = "checkpoint.safetensors"
+from .run_folder import write_atomically
 
 
 @dataclass(frozen=True)
@@ -51,6 +49,7 @@ def save(
     path: Path,
     config: TrainConfig,
     history: list[Epoch],
+    origin: dict[str, str | None],
 ) -> None:
     """Replace the checkpoint by the state after the last epoch of `history`."""
     tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
@@ -58,18 +57,30 @@ def save(
         tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
     metadata = {
         "config": json.dumps(asdict(config)),
+        "origin": json.dumps(origin),
         "history": json.dumps([asdict(epoch) for epoch in history]),
     }
-    with replacing(path) as temporary:
-        contiguous = {name: value.contiguous() for name, value in tensors.items()}
-        safetensors.torch.save_file(contiguous, temporary, metadata)
+    # Clones: tied weights share memory, which safetensors refuses.
+    contiguous = {
+        name: value.clone(memory_format=torch.contiguous_format) for name, value in tensors.items()
+    }
+    write_atomically(path, safetensors.torch.save(contiguous, metadata))
 
 
 def restore(
-    network: nn.Module, optimizer: torch.optim.Optimizer, path: Path, config: TrainConfig
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    path: Path,
+    config: TrainConfig,
+    origin: dict[str, str | None],
 ) -> list[Epoch]:
     """Put network and optimizer back into the saved state; returns the history so far."""
-    _, history = read(path)
+    _, history, known = read(path)
+    if known != origin:
+        raise BadInput(
+            f"{path}: the network's file or the data set has changed since",
+            "train anew with --overwrite",
+        )
     tensors = safetensors.torch.load_file(path, device=str(config.device))
     network.load_state_dict(
         {
@@ -83,13 +94,21 @@ def restore(
         if name.startswith("optimizer."):
             _, index, key = name.split(".")
             states.setdefault(int(index), {})[key] = value
+    # Moments take their parameter's memory layout: the fused kernel pairs them as they lie there.
+    for number, parameter in enumerate(network.parameters()):
+        for key, value in states.get(number, {}).items():
+            if value.shape == parameter.shape and value.dim():
+                states[number][key] = torch.empty_like(parameter.detach()).copy_(value)
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": states, "param_groups": groups})
     return history
 
 
-def read(path: Path) -> tuple[TrainConfig, list[Epoch]]:
-    """The settings and history in a checkpoint. Raises Missing or BadInput."""
+def read(path: Path) -> tuple[TrainConfig, list[Epoch], dict[str, str | None]]:
+    """The settings, the history and the origin in a checkpoint. Raises Missing or BadInput.
+
+    The origin is the SHA-256 of the person's own network file, if any, and of the data set.
+    """
     if not path.is_file():
         raise Missing(f"{path}: nothing to resume", "run 'pipeline train' without --resume")
     try:
@@ -98,8 +117,9 @@ def read(path: Path) -> tuple[TrainConfig, list[Epoch]]:
         record = json.loads(metadata["config"])
         config = TrainConfig(**record | {"input_shape": tuple(record["input_shape"])})
         history = [Epoch(**epoch) for epoch in json.loads(metadata["history"])]
+        origin: dict[str, str | None] = json.loads(metadata["origin"])
     except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
         raise BadInput(
             f"{path}: not a checkpoint ({error})", "run 'pipeline train' without --resume"
         ) from error
-    return config, history
+    return config, history, origin

@@ -36,6 +36,9 @@ class Pipeline(click.Group):
             _fail(ctx, error, str(error), error.exit_code)
         except KeyboardInterrupt as error:
             _fail(ctx, error, "interrupted; nothing is half-written", INTERRUPTED)
+        except BrokenPipeError:  # the reader of our output has gone, as with `| head`
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            ctx.exit(0)
         except OSError as error:
             place = f"{error.filename}: " if error.filename else ""
             _fail(ctx, error, f"{place}{error.strerror or error}", 3)
@@ -86,6 +89,12 @@ def _split(option: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
         if name not in known:
             raise unknown(option, name, [*known, "all"])
     return tuple(dict.fromkeys(chosen))
+
+
+def _flags(formats: str, precisions: str) -> str:
+    """The options of a command, for the hint at the next one."""
+    given = {"--format": formats, "--precision": precisions}
+    return "".join(f" {option} {value}" for option, value in given.items() if value != "all")
 
 
 def _shape(text: str | None) -> tuple[int, int, int] | None:
@@ -163,9 +172,10 @@ def _training(options: dict[str, Any]) -> tuple[Any, Any, str]:
     from .network import find_network
     from .train import choose_device
 
-    for option in ("epochs", "batch_size"):
-        if options[option] is not None and options[option] < 1:
-            raise UsageError(f"--{option.replace('_', '-')} {options[option]}", "give 1 or more")
+    for option, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
+        if options[option] is not None and options[option] < least:
+            name = f"--{option.replace('_', '-')}"
+            raise UsageError(f"{name} {options[option]}", f"give {least} or more")
     if options["lr"] is not None and not 0 < options["lr"] < float("inf"):
         raise UsageError(f"--lr {options['lr']:g}", "give a number above 0")
     dataset: str = options["dataset"]
@@ -208,12 +218,12 @@ def train(resume: bool, overwrite: bool, as_json: bool, **options: Any) -> None:
     from . import checkpoint
     from .console import TrainingProgress, say
     from .network import find_network
-    from .run_folder import RunFolder
+    from .run_folder import CHECKPOINT, RunFolder
     from .train import WEIGHTS, train_run
 
     if resume:
         run = RunFolder.open(options["run_name"])
-        config, history = checkpoint.read(run.path / checkpoint.CHECKPOINT)
+        config, history, _ = checkpoint.read(run.path / CHECKPOINT)
         _refuse_other_settings(dataclasses.asdict(config), options)
         network = find_network(config.model, config.activation, config.input_shape)
         say(f"resuming run {run.name} after epoch {len(history)} of {config.epochs}")
@@ -224,6 +234,11 @@ def train(resume: bool, overwrite: bool, as_json: bool, **options: Any) -> None:
             raise UsageError(
                 f"run {name} is trained already",
                 "give another --run NAME, or --overwrite to train it anew",
+            )
+        if (run.path / CHECKPOINT).is_file() and not overwrite:
+            raise UsageError(
+                f"run {name} has an interrupted training",
+                "give --resume to go on with it, or --overwrite to start anew",
             )
     with TrainingProgress(config.epochs) as progress:
         facts = train_run(
@@ -316,7 +331,7 @@ def export(run_name: str | None, formats: str, precisions: str, as_json: bool) -
     for name, new in made.items():
         size = f"{run.entry(name)['bytes']:,} bytes"
         click.echo(f"{run.path / name}  {size}{'' if new else ' (unchanged)'}")
-    say("next: pipeline verify")
+    say(f"next: pipeline verify{_flags(formats, precisions)}")
 
 
 @main.command()
@@ -353,7 +368,7 @@ def verify(
     else:
         show_verification(report)
         if report["passed"]:
-            say("next: pipeline package")
+            say(f"next: pipeline package{_flags(formats, precisions)}")
     if not report["passed"]:
         sys.exit(1)
 
@@ -405,16 +420,23 @@ def package(
 
 @main.command()
 @training_options
+@FORMAT
+@PRECISION
 @click.option("--images", type=int, default=1000, show_default=True, help="As for verify.")
+@click.option("--overwrite", is_flag=True, help="Train a run anew that has other weights.")
 @JSON
-def run(images: int, as_json: bool, **options: Any) -> None:
+def run(
+    formats: str, precisions: str, images: int, overwrite: bool, as_json: bool, **options: Any
+) -> None:
     """All stages in order: train, quantize, export, verify, package. What is current is skipped.
 
     \b
     Examples:
       pipeline run
       pipeline run --dataset mnist --epochs 5 --data-dir data
+      pipeline run --model mynet.py:MyNet --dataset photos --precision fp32
     """
+    chosen = _split("format", formats, FORMATS), _split("precision", precisions, PRECISIONS)
     if images < 1:
         raise UsageError(f"--images {images}", "give 1 or more")
     network, config, name = _training(options)
@@ -435,12 +457,14 @@ def run(images: int, as_json: bool, **options: Any) -> None:
             folder,
             network,
             config,
+            *chosen,
             images,
+            overwrite=overwrite,
             on_done=done,
             on_batch=progress.on_batch,
             on_epoch=progress.on_epoch,
             on_step=say,
-            on_report=(lambda _: None) if as_json else show_verification,
+            on_report=lambda report: None if as_json else show_verification(report),
         )
     bundle = folder.path / bundle_name(folder)
     if as_json:

@@ -5,6 +5,7 @@ On a terminal progress is a moving bar, elsewhere plain lines. NO_COLOR is respe
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Sequence
 from types import TracebackType
@@ -13,13 +14,22 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from .checkpoint import Epoch
 
 
+class _Output(Console):
+    """A reader that has gone, as with `| head`, is no error."""
+
+    def on_broken_pipe(self) -> None:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(0)
+
+
 def out() -> Console:
     """Data, on stdout; 100 columns where there is no terminal."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else 100)
+    return _Output(highlight=False, width=None if sys.stdout.isatty() else 100)
 
 
 def say(message: str) -> None:
@@ -33,7 +43,7 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> 
     for number, column in enumerate(columns):
         grid.add_column(column, justify="right" if number else "left", no_wrap=number == 0)
     for row in rows:
-        grid.add_row(*row)
+        grid.add_row(*(Text(cell) for cell in row))
     out().print(grid)
     out().print()
 

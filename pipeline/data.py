@@ -169,11 +169,13 @@ def load_dataset(
     """Load a data set by name, or a folder of pictures with one subfolder per class.
 
     `input_shape` is the network's (C, H, W), to which pictures are brought. `data_dir` falls back
-    to PIPELINE_DATA_DIR. The splits are stratified and follow from the seed. Raises UsageError for
-    an unknown name, BadInput and Missing for what is wrong with the files.
+    to PIPELINE_DATA_DIR where the files are there. The splits are stratified and follow from the
+    seed. Raises UsageError for an unknown name, BadInput and Missing for what is wrong with files.
     """
     if data_dir is None and os.environ.get("PIPELINE_DATA_DIR"):
-        data_dir = Path(os.environ["PIPELINE_DATA_DIR"])
+        place = Path(os.environ["PIPELINE_DATA_DIR"])
+        if any((place / name).glob("*-ubyte*")) or any(place.glob("*-ubyte*")):
+            data_dir = place
     if name in DATASETS:
         source = DATASETS[name]
         (images, labels), test = source.read(data_dir)
@@ -199,7 +201,9 @@ def _read_pictures(
 ) -> tuple[tuple[str, ...], Bytes, Labels]:
     classes = sorted(p.name for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
     if len(classes) < 2:
-        raise BadInput(f"{folder}: expected a subfolder per class, found {len(classes)} subfolders")
+        raise BadInput(
+            f"{folder}: needs a subfolder for each of 2 or more classes, found {len(classes)}"
+        )
     images, labels = [], []
     for number, name in enumerate(classes):
         paths = sorted(p for p in (folder / name).iterdir() if p.suffix.lower() in PICTURES)
@@ -244,7 +248,7 @@ def _split(
         images, labels = images[rest], labels[rest]
     rest, chosen = stratified(labels, VALIDATION_PART, generator)
     splits = [(images[rest], labels[rest]), (images[chosen], labels[chosen]), test]
-    digest = hashlib.sha256()
+    digest = hashlib.sha256("\0".join(classes).encode())
     for part, part_labels in splits:
         if part_labels.min() < 0 or part_labels.max() >= len(classes):
             raise BadInput(

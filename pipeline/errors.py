@@ -16,17 +16,26 @@ from deploy.runner.errors import (
     UsageError,
     UserError,
     VerificationFailed,
+    first_line,
 )
 
 __all__ = [
     "INTERRUPTED",
     "BadInput",
+    "Interrupted",
     "Missing",
     "UsageError",
     "UserError",
     "VerificationFailed",
+    "first_line",
     "unknown",
 ]
+
+
+class Interrupted(UserError):
+    """Ctrl-C; says how to go on."""
+
+    exit_code = INTERRUPTED
 
 
 def unknown(kind: str, name: str, known: Iterable[str], also: str = "") -> UsageError:

@@ -201,7 +201,9 @@ def _layer(
         Field(min(f.size, size), f.jump)
         for f, size in zip(result.field, input_shape[1:], strict=True)
     )
-    trained = node.op_type not in {"Reshape", "Clip", "Pad", "ReduceMean"}
+    if node.op_type == "BatchNormalization":
+        held = held[:2]  # scale and shift; mean and variance are measured, not trained
+    trained = node.op_type not in {"Reshape", "Clip", "ReduceMean"}
     return Layer(
         node.output[0],
         node.op_type,
@@ -369,8 +371,13 @@ RULES: dict[str, Callable[[_Node], _Result]] = {
             "LeakyRelu",
             "HardSwish",
             "Clip",
+            "Elu",
+            "Gelu",
+            "HardSigmoid",
             "Add",
+            "Sub",
             "Mul",
+            "Div",
             "BatchNormalization",
         ),
         _elementwise,

@@ -48,6 +48,8 @@ def parse(path: Path, file: IdxFile) -> npt.NDArray[np.uint8]:
     expected = len(header) + int(np.prod(file.shape))
     try:
         packed = path.read_bytes()
+        if file.content_sha256 is None and packed.startswith(b"\x1f\x8b"):
+            _check_archive(path, packed, file)
         content = gzip.decompress(packed) if packed.startswith(b"\x1f\x8b") else packed
     except EOFError as error:
         raise BadInput(
@@ -73,6 +75,15 @@ def parse(path: Path, file: IdxFile) -> npt.NDArray[np.uint8]:
     return np.frombuffer(content, np.uint8, offset=len(header)).reshape(file.shape)
 
 
+def _check_archive(path: Path, packed: bytes, file: IdxFile) -> None:
+    found = hashlib.sha256(packed).hexdigest()
+    if file.archive_sha256 not in (None, found):
+        raise BadInput(
+            f"{path}: expected the published archive, SHA-256 {file.archive_sha256}, found {found}",
+            "replace it by a fresh copy",
+        )
+
+
 def _header(content: bytes) -> str:
     if len(content) < 4 or content[:2] != b"\0\0":
         return f"no IDX header ({content[:4].hex() or 'an empty file'})"
@@ -83,7 +94,9 @@ def _header(content: bytes) -> str:
 
 
 def _find(file: IdxFile, folder: str, data_dir: Path) -> Path:
-    places = [data_dir / folder, data_dir]
+    places = [data_dir / folder]
+    if file.content_sha256 is not None:  # else any data set of this shape would be taken for it
+        places.append(data_dir)
     for place in places:
         for name in (file.name, f"{file.name}.gz"):
             if (place / name).is_file():

@@ -52,7 +52,9 @@ class Network:
             raise BadInput(
                 f"{self.name}: for 2 images and {classes} classes forward gave {found}, "
                 f"expected (2, {classes})",
-                "let its constructor take the number as 'classes'",
+                "return one tensor of N x classes"
+                if any(name in parameters for name in ("classes", "num_classes"))
+                else "let its constructor take the number as 'classes'",
             )
         return network
 

@@ -7,6 +7,7 @@ A float program is what training leaves behind; the int8 program is made from it
 from __future__ import annotations
 
 import copy
+import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,9 @@ import torch
 import torch.ao.quantization.fx._decomposed  # defines the q/dq operators in a .pt2
 from torch import Tensor, fx, nn
 
-from .errors import BadInput
+from deploy.runner.quiet import quiet
+
+from .errors import BadInput, first_line
 
 aten = torch.ops.aten
 decomposed = torch.ops.quantized_decomposed
@@ -52,6 +55,19 @@ LAYERS: dict[Any, str] = {
     aten.cat.default: "concat",
 }
 
+# What only moves values about. Every other operator is a layer, known by its own name if not above.
+TRANSPARENT = {
+    aten.flatten.using_ints,
+    aten.view.default,
+    aten.reshape.default,
+    aten.permute.default,
+    aten.transpose.int,
+    aten.squeeze.dim,
+    aten.unsqueeze.default,
+    aten.dropout.default,
+    aten.sym_size.int,
+}
+
 
 @dataclass(frozen=True)
 class Tap:
@@ -68,13 +84,20 @@ def capture(network: nn.Module, input_shape: tuple[int, int, int]) -> torch.expo
     example = (torch.zeros(2, *input_shape),)
     shapes = ({0: torch.export.Dim("batch")},)
     try:
-        return torch.export.export(network, example, dynamic_shapes=shapes)
+        with quiet():
+            return torch.export.export(network, example, dynamic_shapes=shapes)
     except Exception as error:  # torch.export reports what it cannot do in many exception types
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise BadInput(
-            f"torch.export cannot freeze this network ({first_line})",
+            f"torch.export cannot freeze this network ({first_line(error)})",
             "see the PyTorch documentation on torch.export for what forward may do",
         ) from error
+
+
+def saved(exported: torch.export.ExportedProgram) -> bytes:
+    """The bytes of a `.pt2` file."""
+    buffer = io.BytesIO()
+    torch.export.save(exported, buffer)
+    return buffer.getvalue()
 
 
 def load(path: Path) -> fx.GraphModule:
@@ -175,8 +198,10 @@ def tap_nodes(module: fx.GraphModule) -> dict[Tap, fx.Node]:
     taps: dict[Tap, fx.Node] = {}
     for node in module.graph.nodes:
         if not quantized:
-            if node.target in LAYERS:
-                taps[Tap(node.name, LAYERS[node.target])] = node
+            layer = node.op == "call_function" and node.target not in TRANSPARENT
+            if layer and isinstance(node.meta.get("val"), Tensor):
+                kind = str(node.target).split(".")[1]
+                taps[Tap(node.name, LAYERS.get(node.target, kind))] = node
             continue
         source = node.args[0] if is_quantize(node) else None
         if isinstance(source, fx.Node) and source.target in LAYERS:

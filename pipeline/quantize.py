@@ -37,7 +37,7 @@ from torchao.quantization.pt2e.quantizer import (
 
 from . import __version__
 from .errors import BadInput, UsageError
-from .program import aten, attribute, capture, load, plain
+from .program import aten, attribute, capture, load, plain, saved
 from .run_folder import RunFolder
 from .train import dataset_of
 
@@ -95,6 +95,7 @@ SHARED = {
     aten.dropout.default,
 }
 CONCATENATED = {aten.cat.default}
+SHAPES = {aten.sym_size.int}  # numbers about tensors, not tensors
 # Folded into the convolution before it by prepare_pt2e, so it needs no rule of its own.
 FOLDED = {aten.batch_norm.default}
 
@@ -126,8 +127,11 @@ class Int8Quantizer(Quantizer):  # type: ignore[misc]  # torchao is untyped
                 continue
             if node.target is aten.div.Tensor:
                 node.target, value = aten.mul.Tensor, 1 / value
+            if len(node.kwargs):
+                raise BadInput(f"int8: {node.name} has {node.kwargs}, which has no rule")
+            rank = node.args[0].meta["val"].dim()
             name = f"operand_of_{node.name}"
-            model.register_buffer(name, value.reshape(1, 1, 1, 1) if value.dim() == 0 else value)
+            model.register_buffer(name, value.reshape([1] * rank) if value.dim() == 0 else value)
             with model.graph.inserting_before(node):
                 node.update_arg(1, model.graph.get_attr(name))
         model.recompile()
@@ -138,7 +142,7 @@ class Int8Quantizer(Quantizer):  # type: ignore[misc]  # torchao is untyped
         for node in model.graph.nodes:
             if node.op == "placeholder":
                 self._annotate(node, {}, INPUT)
-            elif node.op == "call_function":
+            elif node.op == "call_function" and node.target not in SHAPES:
                 self._annotate_call(node)
         return model
 
@@ -184,10 +188,10 @@ class Int8Quantizer(Quantizer):  # type: ignore[misc]  # torchao is untyped
             if not _feeds_one(node, FUSED):
                 self._annotate(node, {}, ACTIVATION)
         else:
-            known = sorted({str(op) for op in self.known()})
+            known = sorted({str(op).split(".")[1].rstrip("_") for op in self.known()})
             raise BadInput(
                 f"int8: no quantization rule for {node.target} ({node.name})",
-                f"use --precision fp32, or one of {', '.join(known)}",
+                f"give --precision fp32, or change the layer; known are {', '.join(known)}",
             )
 
     def _annotate_shared(self, node: fx.Node, source: fx.Node) -> None:
@@ -202,7 +206,7 @@ class Int8Quantizer(Quantizer):  # type: ignore[misc]  # torchao is untyped
             if root.meta[ANNOTATION].output_qspec is not ACTIVATION:
                 raise BadInput(
                     f"int8: {node.name} concatenates {root.name}, whose parameters are fixed",
-                    "use --precision fp32",
+                    "give --precision fp32",
                 )
         for root in others:
             root.meta[ANNOTATION].output_qspec = SharedQuantizationSpec(first)
@@ -253,6 +257,11 @@ def _bias_parameters(observers: list[Any]) -> tuple[Tensor, Tensor]:
     return input_scale * weight_scale, torch.zeros_like(weight_scale, dtype=torch.int32)
 
 
+def check(exported: torch.export.ExportedProgram) -> None:
+    """Refuse a network that has no int8 form. Raises BadInput."""
+    prepare_pt2e(plain(exported.module()), Int8Quantizer())
+
+
 def quantize(program: fx.GraphModule, pixels: Tensor) -> fx.GraphModule:
     """The int8 program of a float program, calibrated on uint8 N x C x H x W training images.
 
@@ -295,6 +304,6 @@ def quantize_run(run: RunFolder, calibration: Calibration | None = None) -> bool
     chosen = torch.randperm(len(images), generator=generator)[: calibration.size]
     int8 = quantize(module, images[chosen])
     with run.workspace() as work:
-        torch.export.save(capture(int8, run.input_shape), work / target)
+        (work / target).write_bytes(saved(capture(int8, run.input_shape)))
         run.commit({target: work / target}, config, [source])
     return True

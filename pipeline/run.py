@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from deploy.runner.contract import PRECISIONS
+
 from . import __version__, checkpoint
-from .checkpoint import CHECKPOINT, TrainConfig
-from .errors import VerificationFailed
-from .export import export_run
+from .checkpoint import TrainConfig
+from .errors import BadInput, Missing, UsageError, VerificationFailed
+from .export import FORMATS, export_run
 from .network import Network
 from .package import bundle_name, package_run
-from .quantize import Calibration, quantize_run
-from .run_folder import RunFolder
-from .train import WEIGHTS, OnBatch, OnEpoch, train_run, training_config
-from .verify import REPORT, verify_run
+from .quantize import quantize_run
+from .run_folder import CHECKPOINT, RunFolder
+from .train import WEIGHTS, OnBatch, OnEpoch, dataset_of, train_run, training_config
+from .verify import REPORT, verify_config, verify_run
 
 
 @dataclass(frozen=True)
@@ -28,13 +30,24 @@ class Stage:
     seconds: float
 
 
+def same_data(run: RunFolder) -> bool:
+    """Whether the data set is still the one that the run was trained on."""
+    try:
+        dataset_of(run)
+    except (BadInput, Missing):
+        return False
+    return True
+
+
 def run_all(
     run: RunFolder,
     network: Network,
     config: TrainConfig,
+    formats: Sequence[str] = tuple(FORMATS),
+    precisions: Sequence[str] = PRECISIONS,
     images: int = 1000,
     *,
-    on_stage: Callable[[str], None] = lambda _: None,
+    overwrite: bool = False,
     on_done: Callable[[Stage], None] = lambda _: None,
     on_batch: OnBatch = lambda *_: None,
     on_epoch: OnEpoch = lambda _: None,
@@ -51,18 +64,31 @@ def run_all(
     def train() -> bool:
         program = run.artefact("fp32", "pt2")
         current = run.is_current(WEIGHTS, training_config(network, config))
-        if current and run.is_current(program, {"pipeline": __version__}):
+        if current and run.is_current(program, {"pipeline": __version__}) and same_data(run):
             return False
+        if WEIGHTS in run.record["artefacts"] and not overwrite:
+            raise UsageError(
+                f"run {run.name} has weights from another training, network or data",
+                "give another --run NAME, or --overwrite to train it anew",
+            )
         path = run.path / CHECKPOINT
         resume = path.is_file() and checkpoint.read(path)[0] == config
-        train_run(run, network, config, resume=resume, on_batch=on_batch, on_epoch=on_epoch)
+        train_run(
+            run,
+            network,
+            config,
+            resume=resume,
+            int8="int8" in precisions,
+            on_batch=on_batch,
+            on_epoch=on_epoch,
+        )
         return True
 
     def verify() -> bool:
-        wanted = {"images": images, "seed": 0, "pipeline": __version__}
+        wanted = verify_config(images, formats, precisions)
         if run.is_current(REPORT, wanted) and run.entry(REPORT)["facts"]["passed"]:
             return False
-        verify_run(run, images, on_step=on_step)
+        verify_run(run, images, formats, precisions, on_step=on_step)
         return True
 
     def package() -> bool:
@@ -72,17 +98,16 @@ def run_all(
             raise VerificationFailed(
                 f"run {run.name} did not pass verification", f"see {run.path / REPORT}"
             )
-        return package_run(run)
+        return package_run(run, formats, precisions)
 
     stages: list[Stage] = []
     for name, stage in (
         ("train", train),
-        ("quantize", lambda: quantize_run(run, Calibration())),
-        ("export", lambda: any(export_run(run).values())),
+        ("quantize", lambda: "int8" in precisions and quantize_run(run)),
+        ("export", lambda: any(export_run(run, formats, precisions).values())),
         ("verify", verify),
         ("package", package),
     ):
-        on_stage(name)
         started = time.perf_counter()
         stages.append(Stage(name, stage(), time.perf_counter() - started))
         on_done(stages[-1])

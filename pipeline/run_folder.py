@@ -22,6 +22,7 @@ from typing import Any
 from .errors import BadInput, Missing, UsageError, unknown
 
 RECORD = "run.json"
+CHECKPOINT = "checkpoint.safetensors"
 SCHEMA = 1
 ENTRY = {"sha256", "bytes", "config", "inputs", "made", "facts"}  # what is known of an artefact
 
@@ -66,24 +67,9 @@ def write_atomically(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
-def mending_command(filename: str, run: str) -> str:
-    """The command that makes this artefact anew."""
-    if filename.endswith(("-fp32.pt2", ".safetensors")):
-        command = "train --overwrite"
-    elif filename.endswith("-int8.pt2"):
-        command = "quantize"
-    elif filename == "verify.json":
-        command = "verify"
-    elif filename.endswith(".tar.gz"):
-        command = "package"
-    else:
-        command = f"export --format {Path(filename).suffix[1:]}"
-    return f"run 'pipeline {command} --run {run}'"
-
-
 @dataclass
 class RunFolder:
-    """A run on disk. `record` mirrors run.json; `commit` and `note` are the only writers."""
+    """A run on disk. `record` mirrors run.json; `commit` is its writer."""
 
     path: Path
     record: dict[str, Any] = field(default_factory=dict)
@@ -101,7 +87,7 @@ class RunFolder:
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """The network's (C, H, W), known once it is trained."""
-        channels, height, width = self.record["training"]["input_shape"]
+        channels, height, width = self.training["input_shape"]
         return channels, height, width
 
     @classmethod
@@ -132,7 +118,10 @@ class RunFolder:
         if not records:
             raise Missing(f"no run in {runs_root()}/", "run 'pipeline train'")
         if name is None:
-            path = max(records, key=lambda record: record.stat().st_mtime_ns).parent
+            # A run whose training has not finished has nothing to go on with.
+            path = max(
+                records, key=lambda r: (len(list(r.parent.iterdir())) > 1, r.stat().st_mtime_ns)
+            ).parent
         else:
             path = runs_root() / name
             if not (path / RECORD).is_file():
@@ -146,10 +135,41 @@ class RunFolder:
                     raise ValueError("an artefact's entry is incomplete")
             return cls(path, record | {"model": str(record["model"])})
         except (ValueError, KeyError, TypeError, OSError) as error:
+            reason = f"it lacks {error}" if isinstance(error, KeyError) else error
             raise BadInput(
-                f"{path / RECORD}: damaged or changed by hand ({error})",
+                f"{path / RECORD}: damaged or changed by hand ({reason})",
                 f"delete the folder {path} and train again",
             ) from error
+
+    def mending_command(self, filename: str) -> str:
+        """The command that makes this artefact anew."""
+        if filename.endswith(("-fp32.pt2", ".safetensors")):
+            command = "train --overwrite"
+            if "training" in self.record:
+                config = self.record["training"]["config"]
+                command += f" --model {config['model']} --dataset {config['dataset']}"
+        elif filename.endswith("-int8.pt2"):
+            command = "quantize"
+        elif filename == "verify.json":
+            command = "verify"
+        elif filename.endswith(".tar.gz"):
+            command = "package"
+        else:
+            command = f"export --format {Path(filename).suffix[1:]}"
+        return f"run 'pipeline {command} --run {self.name}'"
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """What is known of the finished training. Raises Missing where there is none."""
+        if "training" not in self.record:
+            self.entry(self.artefact("fp32", "pt2"))
+        facts: dict[str, Any] = self.record["training"]
+        return facts
+
+    def remove_if_empty(self) -> None:
+        """Take back a folder in which nothing has come about."""
+        if {path.name for path in self.path.iterdir()} == {RECORD} and not self.record["artefacts"]:
+            shutil.rmtree(self.path)
 
     def artefact(self, precision: str, kind: str) -> str:
         """The file name MODEL-PRECISION.KIND."""
@@ -159,15 +179,16 @@ class RunFolder:
         """What run.json says of an artefact. Raises Missing when it was never made."""
         entry: dict[str, Any] | None = self.record["artefacts"].get(filename)
         if entry is None:
-            raise Missing(
-                f"run {self.name} has no {filename}", mending_command(filename, self.name)
-            )
+            mend = self.mending_command(filename)
+            if not self.record["artefacts"] and (self.path / CHECKPOINT).is_file():
+                mend = f"run 'pipeline train --resume --run {self.name}'"
+            raise Missing(f"run {self.name} has no {filename}", mend)
         return entry
 
     def need(self, filename: str) -> Path:
         """The path of an artefact that is there, unchanged, and newer than all it came from."""
         entry = self.entry(filename)
-        mend = mending_command(filename, self.name)
+        mend = self.mending_command(filename)
         path = self.path / filename
         if not path.is_file():
             raise Missing(f"{path}: the file is gone", mend)
@@ -215,11 +236,6 @@ class RunFolder:
                 "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
                 "facts": facts or {},
             }
-        self._save()
-
-    def note(self, **facts: Any) -> None:
-        """Record facts about the run as a whole, such as versions."""
-        self.record.update(facts)
         self._save()
 
     @contextmanager

@@ -113,9 +113,14 @@ def _explain(artefact: dict[str, Any]) -> None:
     if artefact["error"] is not None:
         say(f"{name}: {artefact['error']}")
         return
-    if artefact["observer_difference"]:
-        count = artefact["observer_difference"]
-        say(f"{name}: observing the layers changes {count} final outputs (observer effect)")
+    observer = artefact["observer"]
+    if observer["equal"] < observer["elements"]:
+        count = observer["elements"] - observer["equal"]
+        size = f"{observer['largest']:.1g}" + (" step" if artefact["precision"] == "int8" else "")
+        say(
+            f"{name}: observing the layers changes {count} of {observer['elements']} final "
+            f"outputs, by at most {size} (observer effect)"
+        )
     final, unexplained = artefact["final"], artefact["unexplained"]
     if unexplained["equal"] > final["equal"]:
         say(

@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from . import __version__
-from .checkpoint import CHECKPOINT, Epoch, TrainConfig, restore, save
-from .data import Dataset, Split, load_dataset
-from .errors import BadInput, Missing, UsageError, VerificationFailed
+from .checkpoint import Epoch, TrainConfig, restore, save
+from .data import DATASETS, Dataset, Split, load_dataset
+from .errors import BadInput, Interrupted, Missing, UsageError, UserError, VerificationFailed
 from .network import Network
-from .program import capture
-from .run_folder import RunFolder
+from .program import capture, saved
+from .run_folder import CHECKPOINT, RunFolder
 
 WEIGHTS = "model.safetensors"
 
@@ -84,15 +84,19 @@ def train_epoch(
 
 
 def random_affine(images: Tensor) -> Tensor:
-    """Each N x C x H x W image rotated by up to 12 degrees, scaled and moved by up to 1/10.
+    """Each N x C x H x W image turned by up to 12 degrees, scaled by 1/10, moved by 1/20 at most.
 
     The whole batch at once; what comes in from outside is 0.
     """
+    height, width = images.shape[2:]
     angle, scale, *shift = (torch.rand(4, len(images)) * 2 - 1) * torch.tensor(
         [[math.pi / 15], [0.1], [0.1], [0.1]]
     )
     cosine, sine = angle.cos() * (1 + scale), angle.sin() * (1 + scale)
-    rows = [torch.stack([cosine, -sine, shift[0]], 1), torch.stack([sine, cosine, shift[1]], 1)]
+    rows = [
+        torch.stack([cosine, -sine * height / width, shift[0]], 1),
+        torch.stack([sine * width / height, cosine, shift[1]], 1),
+    ]
     matrices = torch.stack(rows, 1).to(images.device)  # N x 2 x 3
     grid = nn.functional.affine_grid(matrices, list(images.shape), align_corners=False)
     return nn.functional.grid_sample(images, grid, align_corners=False)
@@ -121,6 +125,7 @@ def fit(
     config: TrainConfig,
     path: Path,
     resume: bool,
+    origin: dict[str, str | None],
     on_batch: OnBatch,
     on_epoch: OnEpoch,
 ) -> list[Epoch]:
@@ -131,7 +136,7 @@ def fit(
     device = torch.device(config.device)
     network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = make_optimizer(network, config)
-    history = restore(network, optimizer, path, config) if resume else []
+    history = restore(network, optimizer, path, config, origin) if resume else []
     train, validation = _on(dataset.train, device), _on(dataset.validation, device)
     for epoch in range(len(history), config.epochs):
         started = time.perf_counter()
@@ -140,7 +145,7 @@ def fit(
         seconds = time.perf_counter() - started
         history.append(Epoch(epoch + 1, loss, accuracy, checked, seconds))
         on_epoch(history[-1])
-        save(network, optimizer, path, config, history)
+        save(network, optimizer, path, config, history, origin)
     network.cpu().to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
     return history
 
@@ -163,24 +168,46 @@ def train_run(
     config: TrainConfig,
     *,
     resume: bool = False,
+    int8: bool = False,
     on_batch: OnBatch = lambda *_: None,
     on_epoch: OnEpoch = lambda _: None,
 ) -> dict[str, Any]:
     """Train into a run: its weights, its float program, and what is known about both.
 
-    Returns the facts, as they stand in run.json under "training". Raises the errors of the data
+    `int8` refuses a network that cannot be quantized before it is trained. Returns the facts, as
+    they stand in run.json under "training". Raises the errors of the data
     set, the network and the loop; a checkpoint of the last whole epoch stays for --resume.
     """
-    for option, value in (("--epochs", config.epochs), ("--batch-size", config.batch_size)):
-        if value < 1:
-            raise UsageError(f"{option} {value}", "give 1 or more")
+    for option, value, least in (
+        ("--epochs", config.epochs, 1),
+        ("--batch-size", config.batch_size, 1),
+        ("--seed", config.seed, 0),
+    ):
+        if value < least:
+            raise UsageError(f"{option} {value}", f"give {least} or more")
     torch.use_deterministic_algorithms(True, warn_only=True)
     data_dir = Path(config.data_dir) if config.data_dir else None
-    dataset = load_dataset(config.dataset, network.input_shape, config.seed, data_dir)
-    torch.manual_seed(config.seed)
-    module = network.build(len(dataset.labels))
     checkpoint = run.path / CHECKPOINT
-    history = fit(module, dataset, config, checkpoint, resume, on_batch, on_epoch)
+    try:
+        dataset = load_dataset(config.dataset, network.input_shape, config.seed, data_dir)
+        torch.manual_seed(config.seed)
+        module = network.build(len(dataset.labels))
+        # What cannot be frozen, or quantized where int8 is wanted, is better known now.
+        frozen = capture(module, network.input_shape)
+        if int8:
+            from .quantize import check
+
+            check(frozen)
+        origin = {"source": network.source_sha256, "dataset": dataset.sha256}
+        history = fit(module, dataset, config, checkpoint, resume, origin, on_batch, on_epoch)
+    except KeyboardInterrupt as error:
+        if checkpoint.is_file():
+            mend = f"go on with 'pipeline train --resume --run {run.name}'"
+            raise Interrupted("interrupted; nothing is half-written", mend) from error
+        raise
+    except UserError:
+        run.remove_if_empty()
+        raise
     facts = {
         "config": asdict(config),
         "source_sha256": network.source_sha256,
@@ -197,9 +224,10 @@ def train_run(
     }
     program = run.artefact("fp32", "pt2")
     with run.workspace() as work:
-        safetensors.torch.save_file(module.state_dict(), work / WEIGHTS)
-        torch.export.save(capture(module, network.input_shape), work / program)
-        run.note(training=facts)
+        weights = {name: value.clone() for name, value in module.state_dict().items()}
+        (work / WEIGHTS).write_bytes(safetensors.torch.save(weights))
+        (work / program).write_bytes(saved(capture(module, network.input_shape)))
+        run.record["training"] = facts  # saved with the weights, at once
         run.commit({WEIGHTS: work / WEIGHTS}, training_config(network, config), [])
         run.commit({program: work / program}, {"pipeline": __version__}, [WEIGHTS])
     checkpoint.unlink(missing_ok=True)
@@ -215,8 +243,13 @@ def training_config(network: Network, config: TrainConfig) -> dict[str, Any]:
 
 def dataset_of(run: RunFolder) -> Dataset:
     """The data set a run was trained on. Raises BadInput when it has changed since."""
-    training = run.record["training"]
+    training = run.training
     config = training["config"]
+    if config["dataset"] not in DATASETS and not Path(config["dataset"]).is_dir():
+        raise Missing(
+            f"the pictures of run {run.name}, {config['dataset']}, are not here",
+            "run this where it was trained, or put them there",
+        )
     dataset = load_dataset(
         config["dataset"],
         tuple(training["input_shape"]),

@@ -258,7 +258,7 @@ def remove_pictures(folder):
 def remove_classes(folder):
     for name in ("dog", "bird"):
         (folder / name).rename(folder / f".{name}")
-    return [str(folder), "subfolder per class", "found 1"]
+    return [str(folder), "a subfolder for each of 2 or more classes", "found 1"]
 
 
 def truncate_picture(folder):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import tarfile
@@ -71,8 +72,8 @@ import os, sys
 from pipeline import train
 from pipeline.cli import main
 save = train.save
-def die_after_two(network, optimizer, path, config, history):
-    save(network, optimizer, path, config, history)
+def die_after_two(network, optimizer, path, config, history, origin):
+    save(network, optimizer, path, config, history, origin)
     if len(history) == 2:
         os._exit(137)
 train.save = die_after_two
@@ -81,11 +82,11 @@ main(sys.argv[1:])
 
 
 def test_resuming_after_a_kill_ends_in_the_same_weights(tmp_path: Path) -> None:
-    options = ["train", "--model", "mlp", "--epochs", "4"]
+    options = ["train", "--model", "lenet5", "--epochs", "4"]
     assert pipeline(*options, "--run", "whole", runs=tmp_path).returncode == 0
     killed = subprocess.run(
         [sys.executable, "-c", INTERRUPTED, *options, "--run", "cut"],
-        env={"PIPELINE_RUNS_DIR": str(tmp_path), "PATH": ""},
+        env=os.environ | {"PIPELINE_RUNS_DIR": str(tmp_path)},
         check=False,
         capture_output=True,
     )

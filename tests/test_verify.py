@@ -57,6 +57,10 @@ def test_nothing_compared_is_not_a_pass() -> None:
     assert not compare(empty, empty, None).within(1e9, relative=True)
 
 
+def test_values_between_the_steps_are_not_quantized() -> None:
+    assert "between" in (compare(floats(0.7), floats(0.5), STEP).problem or "")
+
+
 def test_a_difference_names_the_worst_element_and_counts_images_on() -> None:
     first = compare(floats(1.0, 2.0), floats(1.0, 2.5), STEP)
     second = compare(floats(9.0, 2.0), floats(1.0, 2.5), STEP, first_image=1)
@@ -159,6 +163,28 @@ def test_a_mutated_model_fails_and_the_layer_is_named(
     assert report["passed"] is False
     (artefact,) = report["artefacts"]
     assert [layer["layer"] for layer in artefact["layers"] if not layer["passed"]]
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_shipped_file_that_is_not_the_observed_one_fails(
+    precision: str, runs: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def open_mutant(path: Path) -> Any:
+        if "tapped" in path.name:
+            return onnxruntime.open_model(path, threads=1)
+        model = onnx.load(path)
+        gemm = [node for node in model.graph.node if node.op_type == "Gemm"][-1]
+        sources = {node.output[0]: node.input[0] for node in model.graph.node}
+        name = sources.get(gemm.input[2], gemm.input[2])
+        bias = next(i for i in model.graph.initializer if i.name == name)
+        array = onnx.numpy_helper.to_array(bias)
+        shifted = array + np.array(0.1 * np.abs(array).max(), array.dtype)
+        bias.CopyFrom(onnx.numpy_helper.from_array(shifted, name))
+        onnx.save(model, tmp_path / path.name)
+        return onnxruntime.open_model(tmp_path / path.name, threads=1)
+
+    report = verify_with(open_mutant, precision, runs, monkeypatch)
+    assert report["passed"] is False
 
 
 def test_a_missing_runtime_is_a_failure(runs: Path, monkeypatch: pytest.MonkeyPatch) -> None:

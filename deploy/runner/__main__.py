@@ -75,12 +75,16 @@ def predict(args: argparse.Namespace, bundle: Bundle) -> int:
             exit_code = error.exit_code
             continue
         pixels = prepare(image, contract.input_shape, contract.preparation)
+        blank = contract.preparation == "glyph" and not pixels.any()
+        if blank:
+            print(f"note: {name}: no ink found, the answer means nothing", file=sys.stderr)
         scores = real(model.run(pixels[None])[0], contract.output)
         chances = probabilities(scores, contract)[0]
         order = np.argsort(-chances, kind="stable")[: args.top]
         answers.append(
             {
                 "file": name,
+                "blank": blank,
                 "label": contract.labels[order[0]],
                 "probability": float(chances[order[0]]),
                 "top": [[contract.labels[i], float(chances[i])] for i in order],
@@ -102,13 +106,20 @@ def _golden_images(bundle: Bundle) -> npt.NDArray[np.uint8]:
 
 def run_bench(args: argparse.Namespace, bundle: Bundle) -> int:
     """Time the chosen model; the first inference and the runtime's import count apart."""
-    file = ", ".join(path.name for path in _files(args, bundle).values())
-    timing = bench(lambda: _open(args, bundle), file, _golden_images(bundle), args.count)
+    files = _files(args, bundle)
+    names = (
+        [args.runtime] if args.runtime else [n for n, b in BACKENDS.items() if b.SUFFIX in files]
+    )
+    modules = [BACKENDS[name].MODULE for name in names]
+    file = ", ".join(path.name for path in files.values())
+    images = _golden_images(bundle)
+    timing = bench(modules, lambda: _open(args, bundle), file, images, args.count)
     if args.json:
         print(json.dumps(asdict(timing)))
         return 0
     print(f"{timing.runtime}, {timing.inferences} inferences, one image each")
-    print(f"import and load  {timing.load_ms:9.1f} ms")
+    print(f"import           {timing.import_ms:9.1f} ms")
+    print(f"load             {timing.load_ms:9.1f} ms")
     print(f"first inference  {timing.first_ms:9.3f} ms")
     print(f"p50  p90  p99    {timing.p50_us:9.1f} {timing.p90_us:9.1f} {timing.p99_us:9.1f} us")
     print(f"peak memory      {timing.peak_mb:9.1f} MB")

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,10 +18,11 @@ from .backends import Model
 
 @dataclass(frozen=True)
 class Timing:
-    """Times of one process. `load_ms` includes importing the runtime; memory is the process's."""
+    """Times and peak memory of one process; `import_ms` is the runtime's import alone."""
 
     runtime: str
     file: str
+    import_ms: float
     load_ms: float
     first_ms: float
     p50_us: float
@@ -30,9 +33,21 @@ class Timing:
 
 
 def bench(
-    open_model: Callable[[], Model], file: str, images: npt.NDArray[np.uint8], count: int
+    modules: Sequence[str],
+    open_model: Callable[[], Model],
+    file: str,
+    images: npt.NDArray[np.uint8],
+    count: int,
 ) -> Timing:
-    """Open the model, then run `count` inferences of one image each, round-robin over `images`."""
+    """Open the model, then run `count` inferences of one image each, round-robin over `images`.
+
+    `modules` are what the runtimes import, in the order in which they are tried.
+    """
+    began = time.perf_counter()
+    for module in modules:
+        with contextlib.suppress(ImportError):
+            importlib.import_module(module)
+            break
     started = time.perf_counter()
     model = open_model()
     loaded = time.perf_counter()
@@ -50,6 +65,7 @@ def bench(
     return Timing(
         model.runtime,
         file,
+        (started - began) * 1e3,
         (loaded - started) * 1e3,
         (first - loaded) * 1e3,
         float(p50),

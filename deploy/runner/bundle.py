@@ -35,8 +35,8 @@ def seal(manifest: dict[str, Any]) -> bytes:
 def check(read: Callable[[str], bytes], names: set[str], where: str) -> dict[str, Any]:
     """Check every file of a bundle against its manifest, and return the manifest.
 
-    `read` gives the bytes of a named file and `names` are all files there are (Python's caches
-    left out). Raises Missing without a manifest, BadInput naming the first file that is wrong.
+    `read` gives the bytes of a named file and `names` are all files there are. Raises Missing
+    without a manifest, BadInput naming the first file that is wrong.
     """
     if MANIFEST not in names:
         raise Missing(f"{where}: no {MANIFEST}", "point --bundle at an unpacked bundle")

@@ -23,6 +23,11 @@ class UserError(Exception):
         return f"{self.message}; {self.mend}" if self.mend else self.message
 
 
+def first_line(error: BaseException) -> str:
+    """What a library's exception says first, or its name where it says nothing."""
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
 class VerificationFailed(UserError):
     """What was computed is not what should have been computed."""
 

@@ -45,7 +45,7 @@ def decode(content: bytes, name: str) -> Pixels:
         ) from error
     except Exception as error:  # decoders raise whatever the broken bytes led them to
         raise BadInput(
-            f"{name}: not a picture this runner can read ({error})",
+            f"{name}: not a picture that can be read ({error})",
             "give a PNG, JPEG, PGM, PPM or .npy picture",
         ) from error
     if picture.size == 0:
@@ -99,16 +99,22 @@ def _decode_pnm(content: bytes) -> Pixels:
 
 
 def _decode_with_pillow(content: bytes) -> Pixels:
-    from PIL import Image, ImageOps
+    from PIL import Image, ImageOps, UnidentifiedImageError
 
-    with Image.open(io.BytesIO(content)) as opened:
+    try:
+        found = Image.open(io.BytesIO(content))
+    except UnidentifiedImageError as error:
+        raise ValueError("neither PNG, JPEG nor another format that Pillow knows") from error
+    with found as opened:
         if opened.width * opened.height > MAX_PIXELS:
             raise ValueError(f"{opened.width} x {opened.height} pixels, at most {MAX_PIXELS}")
         picture = ImageOps.exif_transpose(opened)
         if picture.mode.startswith("I"):  # 16 bits a sample
             wide = np.asarray(picture, dtype=np.int64)
             return _with_channels((wide >> 8).astype(np.uint8))
-        if picture.has_transparency_data:  # what is transparent shows the paper: white
+        if (
+            picture.mode in ("RGBA", "LA", "PA") or "transparency" in picture.info
+        ):  # what is transparent shows the paper: white
             paper = Image.new("RGBA", picture.size, "white")
             picture = Image.alpha_composite(paper, picture.convert("RGBA")).convert("RGB")
         mode = "L" if picture.mode in ("1", "L") else "RGB"

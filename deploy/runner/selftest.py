@@ -50,7 +50,7 @@ def selftest(bundle: Bundle, model: Model) -> Result:
     if precision == "int8":
         assert model.contract.output is not None
         difference = np.abs(steps(found, model.contract.output).astype(np.float64) - expected)
-        # What verification found between runtimes, each layer's rounding explained.
+        # One step more than verification found between the runtimes and the program.
         limit = float(bundle.manifest["int8_steps"])
     else:
         difference = relative(real(found, None), expected.astype(np.float64))

@@ -23,7 +23,7 @@ FORMATS: dict[str, Callable[[fx.GraphModule, Contract, Path, tuple[str, ...]], N
 
 def contract_of(run: RunFolder, module: fx.GraphModule, precision: str) -> Contract:
     """The contract of a run's program in this precision; scales are read off the program."""
-    training = run.record["training"]
+    training = run.training
     source = final = program.output_node(module)
     if program.is_dequantize(final):
         source = final.args[0].args[0]  # type: ignore[union-attr,assignment]

@@ -12,7 +12,9 @@ from torch import fx
 
 from deploy.runner.backends.onnxruntime import CONTRACT_KEY
 from deploy.runner.contract import Contract
+from deploy.runner.quiet import quiet
 
+from ..errors import BadInput, first_line
 from ..program import decomposed, fold
 
 INPUT, OUTPUT = "image", "scores"
@@ -33,17 +35,23 @@ def export(
     to_integer = decomposed.quantize_per_channel.default
     fold(module, [node for node in module.graph.nodes if node.target is to_integer])
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            module,
-            (torch.zeros(2, *contract.input_shape),),
-            dynamo=True,
-            input_names=[INPUT],
-            output_names=[OUTPUT, *(f"tap_{name}" for name in taps)],
-            dynamic_shapes=({0: torch.export.Dim("batch")},),
-            verbose=False,
-        )
+    try:
+        with warnings.catch_warnings(), quiet():
+            warnings.simplefilter("ignore")
+            program = torch.onnx.export(
+                module,
+                (torch.zeros(2, *contract.input_shape),),
+                dynamo=True,
+                input_names=[INPUT],
+                output_names=[OUTPUT, *(f"tap_{name}" for name in taps)],
+                dynamic_shapes=({0: torch.export.Dim("batch")},),
+                verbose=False,
+            )
+    except Exception as error:  # the exporter reports what it cannot do in many exception types
+        raise BadInput(
+            f"{path.name}: torch.onnx refuses this network ({first_line(error)})",
+            "leave out --format onnx, or change the layer that it names",
+        ) from error
     assert program is not None
     model = program.model_proto
     for node in model.graph.node:  # stack traces: paths of the machine that exported

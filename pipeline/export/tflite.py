@@ -13,7 +13,7 @@ from deploy.runner.backends.tflite import CONTRACT_MEMBER
 from deploy.runner.contract import Contract
 from deploy.runner.quiet import quiet
 
-from ..errors import BadInput
+from ..errors import BadInput, first_line
 from ..program import decomposed, fold
 
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the same file every time
@@ -47,9 +47,8 @@ def export(
             )
             converted.export(str(path))
     except Exception as error:  # the converter reports what it cannot do in many exception types
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
         raise BadInput(
-            f"{path.name}: the TFLite converter refuses this network ({first_line})",
+            f"{path.name}: the TFLite converter refuses this network ({first_line(error)})",
             "leave out --format tflite, or change the layer that it names",
         ) from error
     with zipfile.ZipFile(path, "a") as archive:

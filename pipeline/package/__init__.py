@@ -19,6 +19,7 @@ import numpy as np
 
 import deploy
 from deploy.runner import bundle
+from deploy.runner.backends import BACKENDS
 from deploy.runner.contract import PRECISIONS
 from deploy.runner.scores import steps
 
@@ -31,7 +32,6 @@ from ..verify import REPORT
 
 GOLDEN_IMAGES = 32
 RUNNER = "runner.pyz"
-REQUIREMENTS = ("litert", "onnxruntime", "tflite-runtime")
 GZIP_HEADER = bytes.fromhex("1f8b08000000000002ff")  # no name, no time, no system
 EPOCH = (1980, 1, 1, 0, 0, 0)  # zip's earliest date
 
@@ -70,10 +70,10 @@ def package_run(
     contents |= {
         "golden.npz": _npz(images=images.numpy(), **golden),
         RUNNER: zipapp(Path(deploy.__file__).parent),
-        "README.md": _readme(run, precisions),
+        "README.md": _readme(run, formats, precisions),
         "LICENSE": (distribution("pi-pipeline").read_text("licenses/LICENSE") or "").encode(),
     }
-    for runtime in REQUIREMENTS:
+    for runtime in _runtimes(formats):
         text = (Path(deploy.__file__).parent / "requirements" / f"{runtime}.txt").read_bytes()
         contents[f"requirements-{runtime}.txt"] = text
     manifest = {
@@ -118,11 +118,27 @@ def _npz(**arrays: Any) -> bytes:
     return buffer.getvalue()
 
 
-def _readme(run: RunFolder, precisions: Sequence[str]) -> bytes:
+def _runtimes(formats: Sequence[str]) -> list[str]:
+    """The runtimes that can run one of these formats, the recommended one first."""
+    return [name for name, backend in BACKENDS.items() if backend.SUFFIX[1:] in formats]
+
+
+def _readme(run: RunFolder, formats: Sequence[str], precisions: Sequence[str]) -> bytes:
     text = (resources("pipeline.package") / "bundle-readme.md").read_text()
-    labels = ", ".join(run.record["training"]["labels"])
+    labels = ", ".join(run.training["labels"])
     precision = "int8" if "int8" in precisions else precisions[0]
-    return Template(text).substitute(model=run.model, labels=labels, precision=precision).encode()
+    first, *others = (f"requirements-{name}.txt" for name in _runtimes(formats))
+    return (
+        Template(text)
+        .substitute(
+            model=run.model,
+            labels=labels,
+            precision=precision,
+            requirements=first,
+            others=", ".join(f"`{name}`" for name in others) or "(none in this bundle)",
+        )
+        .encode()
+    )
 
 
 def zipapp(folder: Path) -> bytes:

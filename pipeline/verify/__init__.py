@@ -19,7 +19,7 @@ from deploy.runner.scores import steps
 
 from .. import __version__, program
 from ..data import Dataset
-from ..errors import UsageError
+from ..errors import UsageError, first_line
 from ..export import FORMATS, contract_of
 from ..run_folder import RunFolder
 from ..train import dataset_of
@@ -33,6 +33,14 @@ REPORT = "verify.json"
 BATCH = 100  # images whose layers are in memory at once
 
 
+def verify_config(
+    images: int, formats: Sequence[str], precisions: Sequence[str], seed: int = 0
+) -> dict[str, Any]:
+    """What run.json keeps to tell whether verifying again would say the same."""
+    chosen = {"formats": sorted(formats), "precisions": sorted(precisions)}
+    return {"images": images, "seed": seed, "pipeline": __version__, **chosen}
+
+
 def verify_run(
     run: RunFolder,
     images: int = 1000,
@@ -43,14 +51,15 @@ def verify_run(
 ) -> dict[str, Any]:
     """Compare every artefact with its program and write verify.json. Returns the report.
 
-    `images` test images and some made ones go through every layer; final outputs, accuracy and
-    decisions are over the whole test set. A layer that cannot be mapped, a NaN, a wrong shape or
-    dtype and a runtime that is missing are failures. Raises UsageError, Missing or BadInput.
+    `images` test images, or as many as there are, and some made ones go through every layer; final
+    outputs, accuracy and decisions are over the whole test set. A layer that cannot be mapped, a
+    NaN, a wrong shape or dtype and a runtime that is missing are failures. Raises UsageError,
+    Missing or BadInput.
     """
-    dataset = dataset_of(run)
-    images = min(images, len(dataset.test))
     if images < 1:
         raise UsageError(f"--images {images}", "give 1 or more")
+    config = verify_config(images, formats, precisions, seed)
+    dataset = dataset_of(run)
     files = [run.artefact(p, f) for p in precisions for f in formats]
     for file in files:
         run.need(file)
@@ -87,7 +96,6 @@ def verify_run(
     }
     with run.workspace() as work:
         (work / REPORT).write_text(json.dumps(report, indent=1) + "\n")
-        config = {"images": images, "seed": seed, "pipeline": __version__}
         run.commit({REPORT: work / REPORT}, config, files, {"passed": report["passed"]})
     return report
 
@@ -110,7 +118,7 @@ class _Check:
             self._layers(shipped, observed, pixels)
             self._test_set(shipped, dataset.test.images, scores)
         except Exception as error:  # the runtimes' own exceptions share no base
-            self.artefact.error = (str(error).splitlines() or [type(error).__name__])[0]
+            self.artefact.error = first_line(error)
 
     def _layers(self, shipped: Model, observed: Model, pixels: Tensor) -> None:
         layers = self.artefact.layers
@@ -122,9 +130,8 @@ class _Check:
             for layer, here, there in zip(layers, found, expected, strict=True):
                 quantization = _quantization(layer.tap)
                 layer.difference += compare(here, there.numpy(), quantization, start)
-            self.artefact.observer_difference += int(
-                (shipped.run(batch.numpy())[0] != found[0]).sum()
-            )
+            whole = shipped.run(batch.numpy())[0].astype(found[0].dtype)
+            self.artefact.observer += compare(found[0], whole, self.contract.output, start)
             if all(layer.difference.problem is None for layer in layers):
                 self._roundings(batch, found)
 

@@ -11,6 +11,8 @@ import numpy.typing as npt
 from deploy.runner.contract import Quantization
 from deploy.runner.scores import steps
 
+GRID = 1e-3  # steps; a dequantized integer is off its step by some roundings of 2**-24
+
 
 @dataclass(frozen=True)
 class Worst:
@@ -82,6 +84,10 @@ def compare(
         left, right = found.astype(np.float64), expected.astype(np.float64)
     else:
         left, right = (steps(side, quantization).astype(np.float64) for side in (found, expected))
+        if found.dtype == np.float32:
+            offset = found / np.float64(quantization.scale) + quantization.zero_point - left
+            if np.abs(offset).max(initial=0.0) > GRID:
+                return Difference(problem="values between the int8 steps: not quantized")
     difference = np.abs(left - right)
     largest = float(difference.max(initial=0.0))
     worst = None

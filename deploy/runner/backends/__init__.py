@@ -1,6 +1,7 @@
 """The runtimes a model file can be run by, in the order in which they are taken.
 
-A backend module has `SUFFIX`, the kind of file it runs; `PIP`, what installs it; and
+A backend module has `SUFFIX`, the kind of file it runs; `PIP`, what installs it;
+`MODULE`, what is imported; and
 `open_model(path, threads)`, which builds an interpreter. Building one is the probe: a runtime with
 the wrong NumPy imports fine and fails only then.
 """
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..contract import Contract
-from ..errors import BadInput, Missing, UsageError, UserError
+from ..errors import BadInput, Missing, UsageError, UserError, first_line
 from . import litert, onnxruntime, tflite_runtime
 
 
@@ -56,12 +57,8 @@ def open_with(runtime: str, path: Path, threads: int = 1) -> Model:
     except (AttributeError, SystemError) as error:  # '_ARRAY_API not found': built for another one
         raise Missing(f"{runtime}: does not fit this NumPy {np.__version__} ({error})") from error
     except (ValueError, RuntimeError) as error:
-        raise BadInput(f"{path}: {runtime} cannot load it ({_first_line(error)})") from error
+        raise BadInput(f"{path}: {runtime} cannot load it ({first_line(error)})") from error
     return model
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def open_first(models: dict[str, Path], threads: int = 1) -> Model:
@@ -76,9 +73,9 @@ def open_first(models: dict[str, Path], threads: int = 1) -> Model:
             continue
         try:
             return open_with(name, models[backend.SUFFIX], threads)
-        except Missing as error:
+        except (Missing, BadInput) as error:
             reasons.append(error.message)
     raise Missing(
         "no runtime works here: " + " · ".join(reasons or ["the bundle has no model for one"]),
-        f"pip install {litert.PIP}, or {onnxruntime.PIP}",
+        "install one: README.md beside the runner says how (requirements-….txt)",
     )

@@ -9,6 +9,7 @@ from .tflite import TfliteModel
 
 SUFFIX = ".tflite"
 PIP = "ai-edge-litert"
+MODULE = "ai_edge_litert.interpreter"
 
 
 def open_model(path: Path, threads: int) -> TfliteModel:

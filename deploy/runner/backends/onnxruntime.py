@@ -9,10 +9,11 @@ import numpy as np
 import numpy.typing as npt
 
 from ..contract import Contract
-from ..errors import BadInput
+from ..errors import BadInput, first_line
 
 SUFFIX = ".onnx"
 PIP = "onnxruntime"
+MODULE = "onnxruntime"
 CONTRACT_KEY = "contract"
 
 
@@ -55,6 +56,5 @@ def open_model(path: Path, threads: int, optimize: bool = True) -> OnnxModel:
             str(path), options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # its own exception types share no base but Exception
-        first_line = (str(error).splitlines() or [type(error).__name__])[0]
-        raise BadInput(f"{path}: onnxruntime cannot load it ({first_line})") from error
+        raise BadInput(f"{path}: onnxruntime cannot load it ({first_line(error)})") from error
     return OnnxModel(path, session, f"onnxruntime {onnxruntime.__version__}")

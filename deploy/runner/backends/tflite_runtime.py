@@ -9,6 +9,7 @@ from .tflite import TfliteModel
 
 SUFFIX = ".tflite"
 PIP = "tflite-runtime 'numpy<2'"
+MODULE = "tflite_runtime.interpreter"
 
 
 def open_model(path: Path, threads: int) -> TfliteModel:
