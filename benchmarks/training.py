@@ -43,7 +43,6 @@ def main() -> None:
     data = load_dataset("mnist", (1, 28, 28), seed=0).train
     config = TrainConfig("lenet5", "mnist", arguments.epochs, 4e-3, batch_size=256)
     ours, bare = MODELS["lenet5"](), MODELS["lenet5"]()
-    ours.to(memory_format=torch.channels_last)  # as `fit` does
     our_optimizer = make_optimizer(ours, config)
     bare_optimizer = torch.optim.AdamW(bare.parameters(), lr=config.learning_rate)
     seconds: dict[str, list[float]] = {"pipeline": [], "bare loop": []}

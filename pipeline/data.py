@@ -19,8 +19,9 @@ from torch import Tensor
 
 from deploy.runner.images import decode, glyph, prepare
 
-from .errors import BadInput, unknown
+from .errors import BadInput, Missing, unknown
 from .idx import IdxFile, load
+from .run_folder import RunFolder
 
 VALIDATION_PART = 1 / 12  # of what is not test: 5,001 of MNIST's 60,000
 TEST_PART = 1 / 5  # where a data set has no test split of its own
@@ -187,6 +188,29 @@ def load_dataset(
         raise unknown("data set", name, DATASETS, ", or a folder with one subfolder per class")
     classes, images, labels = _read_pictures(Path(name), input_shape)
     return _split(Path(name).resolve().name, classes, "picture", (images, labels), None, seed)
+
+
+def dataset_of(run: RunFolder) -> Dataset:
+    """The data set a run was trained on. Raises BadInput when it has changed since."""
+    training = run.training
+    config = training["config"]
+    if config["dataset"] not in DATASETS and not Path(config["dataset"]).is_dir():
+        raise Missing(
+            f"the pictures of run {run.name}, {config['dataset']}, are not here",
+            "run this where it was trained, or put them there",
+        )
+    dataset = load_dataset(
+        config["dataset"],
+        tuple(training["input_shape"]),
+        config["seed"],
+        Path(config["data_dir"]) if config["data_dir"] else None,
+    )
+    if dataset.sha256 != training["dataset_sha256"]:
+        raise BadInput(
+            f"data set {config['dataset']}: changed since run {run.name} was trained on it",
+            f"restore it, or run 'pipeline train --overwrite --run {run.name}'",
+        )
+    return dataset
 
 
 def _fit(images: Bytes, input_shape: tuple[int, int, int], preparation: str) -> Bytes:

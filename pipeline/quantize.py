@@ -36,10 +36,10 @@ from torchao.quantization.pt2e.quantizer import (
 )
 
 from . import __version__
+from .data import dataset_of
 from .errors import BadInput, UsageError
 from .program import aten, attribute, capture, load, plain, saved
 from .run_folder import RunFolder
-from .train import dataset_of
 
 ANNOTATION = "quantization_annotation"
 SMALLEST_SCALE = 2.0**-16  # a tensor that is constantly zero still needs a scale

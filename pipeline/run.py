@@ -11,13 +11,14 @@ from deploy.runner.contract import PRECISIONS
 
 from . import __version__, checkpoint
 from .checkpoint import TrainConfig
+from .data import dataset_of
 from .errors import BadInput, Missing, UsageError, VerificationFailed
 from .export import FORMATS, export_run
 from .network import Network
 from .package import bundle_name, package_run
 from .quantize import quantize_run
 from .run_folder import CHECKPOINT, RunFolder
-from .train import WEIGHTS, OnBatch, OnEpoch, dataset_of, train_run, training_config
+from .train import WEIGHTS, OnBatch, OnEpoch, train_run, training_config
 from .verify import REPORT, verify_config, verify_run
 
 
@@ -72,7 +73,7 @@ def run_all(
                 "give another --run NAME, or --overwrite to train it anew",
             )
         path = run.path / CHECKPOINT
-        resume = path.is_file() and checkpoint.read(path)[0] == config
+        resume = not overwrite and path.is_file() and checkpoint.read(path)[0] == config
         train_run(
             run,
             network,

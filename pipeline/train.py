@@ -15,8 +15,16 @@ from torch import Tensor, nn
 
 from . import __version__
 from .checkpoint import Epoch, TrainConfig, restore, save
-from .data import DATASETS, Dataset, Split, load_dataset
-from .errors import BadInput, Interrupted, Missing, UsageError, UserError, VerificationFailed
+from .data import Dataset, Split, load_dataset
+from .errors import (
+    BadInput,
+    Interrupted,
+    Missing,
+    UsageError,
+    UserError,
+    VerificationFailed,
+    first_line,
+)
 from .network import Network
 from .program import capture, saved
 from .run_folder import CHECKPOINT, RunFolder
@@ -134,7 +142,7 @@ def fit(
     The weights are bit-identical whether or not training was interrupted.
     """
     device = torch.device(config.device)
-    network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.to(device)
     optimizer = make_optimizer(network, config)
     history = restore(network, optimizer, path, config, origin) if resume else []
     train, validation = _on(dataset.train, device), _on(dataset.validation, device)
@@ -146,7 +154,7 @@ def fit(
         history.append(Epoch(epoch + 1, loss, accuracy, checked, seconds))
         on_epoch(history[-1])
         save(network, optimizer, path, config, history, origin)
-    network.cpu().to(memory_format=torch.contiguous_format).eval()  # type: ignore[call-overload]
+    network.cpu().eval()
     return history
 
 
@@ -204,7 +212,12 @@ def train_run(
         if checkpoint.is_file():
             mend = f"go on with 'pipeline train --resume --run {run.name}'"
             raise Interrupted("interrupted; nothing is half-written", mend) from error
+        run.remove_if_empty()
         raise
+    except RuntimeError as error:  # out of the person's own forward, or memory
+        raise BadInput(
+            f"{network.name}: fails in training ({first_line(error)})", "see --debug"
+        ) from error
     except UserError:
         run.remove_if_empty()
         raise
@@ -239,26 +252,3 @@ def training_config(network: Network, config: TrainConfig) -> dict[str, Any]:
     record = asdict(config) | {"source_sha256": network.source_sha256, "pipeline": __version__}
     del record["data_dir"]  # where the data lie does not change what they are
     return record
-
-
-def dataset_of(run: RunFolder) -> Dataset:
-    """The data set a run was trained on. Raises BadInput when it has changed since."""
-    training = run.training
-    config = training["config"]
-    if config["dataset"] not in DATASETS and not Path(config["dataset"]).is_dir():
-        raise Missing(
-            f"the pictures of run {run.name}, {config['dataset']}, are not here",
-            "run this where it was trained, or put them there",
-        )
-    dataset = load_dataset(
-        config["dataset"],
-        tuple(training["input_shape"]),
-        config["seed"],
-        Path(config["data_dir"]) if config["data_dir"] else None,
-    )
-    if dataset.sha256 != training["dataset_sha256"]:
-        raise BadInput(
-            f"data set {config['dataset']}: changed since run {run.name} was trained on it",
-            f"restore it, or run 'pipeline train --overwrite --run {run.name}'",
-        )
-    return dataset

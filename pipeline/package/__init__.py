@@ -24,10 +24,10 @@ from deploy.runner.contract import PRECISIONS
 from deploy.runner.scores import steps
 
 from .. import __version__, program
+from ..data import dataset_of
 from ..errors import BadInput, Missing, VerificationFailed
 from ..export import FORMATS, contract_of
 from ..run_folder import RunFolder
-from ..train import dataset_of
 from ..verify import REPORT
 
 GOLDEN_IMAGES = 32

@@ -18,11 +18,10 @@ from deploy.runner.contract import PRECISIONS, Contract, Quantization
 from deploy.runner.scores import steps
 
 from .. import __version__, program
-from ..data import Dataset
+from ..data import Dataset, dataset_of
 from ..errors import UsageError, first_line
 from ..export import FORMATS, contract_of
 from ..run_folder import RunFolder
-from ..train import dataset_of
 from .cases import cases_for
 from .compare import compare
 from .report import Artefact, Layer, report_of
