@@ -104,7 +104,7 @@ def _digits(_: Path | None) -> tuple[tuple[Bytes, Labels], None]:
 
 
 DATASETS: dict[str, Source] = {
-    "digits": Source(_digits, tuple("0123456789"), "glyph", epochs=50, augment=True),
+    "digits": Source(_digits, tuple("0123456789"), "glyph", epochs=100, augment=True),
     "mnist": Source(
         _idx_source(
             "mnist",
