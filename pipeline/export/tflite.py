@@ -14,7 +14,7 @@ from deploy.runner.contract import Contract
 from deploy.runner.quiet import quiet
 
 from ..errors import BadInput, first_line
-from ..program import decomposed, fold
+from ..program import constant, decomposed, fold
 
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the same file every time
 
@@ -32,6 +32,7 @@ def export(
         # The converter quantizes biases by itself and refuses quantized ones. Given the values that
         # the int32 biases stand for, it finds the same integers again.
         fold(module, [node for node in module.graph.nodes if _is_dequantized_bias(node)])
+        _settle_weights(module)
     try:
         with quiet():
             import litert_torch
@@ -53,6 +54,25 @@ def export(
         ) from error
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(zipfile.ZipInfo(CONTRACT_MEMBER, EPOCH), contract.to_json())
+
+
+def _settle_weights(module: fx.GraphModule) -> None:
+    """Put each weight on the value its integer stands for, before the quantize node.
+
+    The converter divides by the scale where PyTorch multiplies by its reciprocal; at a value half
+    way between two integers, as one weight in some 1e5 is, they would round to different ones.
+    """
+    for node in list(module.graph.nodes):
+        source = node.args[0] if node.args else None
+        dequantize = node.target is decomposed.dequantize_per_channel.default
+        if dequantize and isinstance(source, fx.Node) and source.op == "call_function":
+            name = f"settled_{node.name}"
+            module.register_buffer(name, constant(module, node))
+            with module.graph.inserting_before(source):
+                settled = module.graph.get_attr(name)
+            settled.meta["val"] = getattr(module, name)
+            source.update_arg(0, settled)
+    module.recompile()
 
 
 def _is_dequantized_bias(node: fx.Node) -> bool:
