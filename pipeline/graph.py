@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import BadInput, Missing
+from .errors import BadInput, Missing, first_line
 
 Shape = tuple[int, ...]
 Pair = tuple[int, int]
@@ -141,8 +141,7 @@ def read_graph(path: Path) -> Graph:
         model = onnx.load(path)
         onnx.checker.check_model(model)
     except (DecodeError, onnx.checker.ValidationError, OSError) as error:
-        first_line = (str(error).splitlines() or ["not ONNX"])[0]
-        raise BadInput(f"{path}: not a valid ONNX model ({first_line})") from error
+        raise BadInput(f"{path}: not a valid ONNX model ({first_line(error)})") from error
     constants = {i.name: onnx.numpy_helper.to_array(i) for i in model.graph.initializer}
     given = [value for value in model.graph.input if value.name not in constants]
     dims = given[0].type.tensor_type.shape.dim if len(given) == 1 else ()

@@ -38,7 +38,7 @@ from torchao.quantization.pt2e.quantizer import (
 from . import __version__
 from .data import dataset_of
 from .errors import BadInput, UsageError
-from .program import aten, attribute, capture, load, plain, saved
+from .program import TRANSPARENT, aten, attribute, capture, load, plain, saved
 from .run_folder import RunFolder
 
 ANNOTATION = "quantization_annotation"
@@ -81,21 +81,13 @@ FIXED_OUTPUT = {
     aten.softmax.int: _fixed(1 / 256, -128),
     aten.tanh.default: _fixed(1 / 128, 0),
 }
-SHARED = {
+SHAPES = {aten.sym_size.int}  # numbers about tensors, not tensors
+SHARED = (TRANSPARENT - SHAPES) | {
     aten.max_pool2d.default,
     aten.avg_pool2d.default,
     aten.adaptive_avg_pool2d.default,
-    aten.flatten.using_ints,
-    aten.view.default,
-    aten.reshape.default,
-    aten.permute.default,
-    aten.transpose.int,
-    aten.squeeze.dim,
-    aten.unsqueeze.default,
-    aten.dropout.default,
 }
 CONCATENATED = {aten.cat.default}
-SHAPES = {aten.sym_size.int}  # numbers about tensors, not tensors
 # Folded into the convolution before it by prepare_pt2e, so it needs no rule of its own.
 FOLDED = {aten.batch_norm.default}
 

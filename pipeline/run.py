@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -60,7 +61,6 @@ def run_all(
     An interrupted training goes on from its checkpoint. Raises VerificationFailed before packaging
     when an artefact is not what its program is.
     """
-    import json
 
     def train() -> bool:
         program = run.artefact("fp32", "pt2")
