@@ -55,6 +55,18 @@ LAYERS: dict[Any, str] = {
     aten.cat.default: "concat",
 }
 
+# A clamp or a normalisation that is the only user of one of these kinds is merged into it by the
+# converters, so the two are one layer.
+MERGED = {
+    aten.relu.default,
+    aten.relu_.default,
+    aten.relu6.default,
+    aten.hardtanh.default,
+    aten.hardtanh_.default,
+    aten.batch_norm.default,
+}
+MERGING = {"conv", "linear", "batch norm", "add", "sub", "mul", "max pool", "average pool", "mean"}
+
 # What only moves values about. Every other operator is a layer, known by its own name if not above.
 TRANSPARENT = {
     aten.flatten.using_ints,
@@ -191,34 +203,50 @@ def quantization_of(module: fx.GraphModule, node: fx.Node) -> tuple[float, int]:
 def tap_nodes(module: fx.GraphModule) -> dict[Tap, fx.Node]:
     """Every layer in program order, and the node that has its float output.
 
-    In an int8 program a layer ends where its result is quantized, so a convolution and the ReLU
-    after it are one; the node is then the dequantization of the integers.
+    A convolution and the ReLU after it are one layer: see `MERGED`. In an int8 program a layer ends
+    where its result is quantized; the node is then the dequantization of the integers.
     """
     quantized = any(is_quantize(node) for node in module.graph.nodes)
     taps: dict[Tap, fx.Node] = {}
     for node in module.graph.nodes:
         if not quantized:
             layer = node.op == "call_function" and node.target not in TRANSPARENT
-            if layer and isinstance(node.meta.get("val"), Tensor):
-                kind = str(node.target).split(".")[1]
-                taps[Tap(node.name, LAYERS.get(node.target, kind))] = node
+            if layer and isinstance(node.meta.get("val"), Tensor) and not _goes_on(node):
+                taps[Tap(node.name, _kind(node))] = node
             continue
         source = node.args[0] if is_quantize(node) else None
         if isinstance(source, fx.Node) and source.target in LAYERS:
-            kind = LAYERS[source.target]
-            inner = source.args[0]
-            if isinstance(inner, fx.Node) and inner.target in LAYERS:
-                kind = f"{LAYERS[inner.target]} + {kind}"
             scale, zero_point = quantization_of(module, node)
-            taps[Tap(source.name, kind, scale, zero_point)] = next(iter(node.users))
+            tap = Tap(source.name, _kind(source), scale, zero_point)
+            taps[tap] = next(iter(node.users))
     return taps
+
+
+def _goes_on(node: fx.Node) -> bool:
+    """Whether the layer that this node is in ends at a later node."""
+    users = list(node.users)
+    return (
+        LAYERS.get(node.target) in MERGING and len(users) == 1 and users[0].target in MERGED
+    )
+
+
+def _kind(node: fx.Node) -> str:
+    """What the layer that ends here is made of: "conv + batch norm + relu"."""
+    kinds = [LAYERS.get(node.target, str(node.target).split(".")[1])]
+    while node.target in MERGED:
+        before = node.args[0]
+        if not isinstance(before, fx.Node) or not _goes_on(before):
+            break
+        node = before
+        kinds.insert(0, LAYERS[node.target])
+    return " + ".join(kinds)
 
 
 def final_tap(module: fx.GraphModule) -> Tap:
     """The program's output, as the layer it is the value of."""
     final = output_node(module)
     if not is_dequantize(final):
-        return Tap(final.name, LAYERS.get(final.target, "output"))
+        return Tap(final.name, _kind(final) if final.target in LAYERS else "output")
     source = final.args[0].args[0]  # type: ignore[union-attr]
     assert isinstance(source, fx.Node)
     known = {tap.layer: tap for tap in tap_nodes(module)}

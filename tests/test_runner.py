@@ -19,6 +19,7 @@ from PIL import Image
 import deploy
 from deploy.runner import backends, bundle
 from deploy.runner.backends.onnxruntime import CONTRACT_KEY
+from deploy.runner.backends.session import TensorInfo
 from deploy.runner.contract import Contract
 from deploy.runner.errors import BadInput, Missing, UsageError
 from pipeline.package import archive, check_archive, zipapp
@@ -351,18 +352,28 @@ def test_the_runner_imports_nothing_of_the_workstation(intact, pictures):
 
 # --- the ladder of runtimes -----------------------------------------------------------------------
 
-WORKING = SimpleNamespace(contract=CONTRACT, runtime="second 2.0")
+WORKING = SimpleNamespace(
+    runtime="second 2.0",
+    inputs=(TensorInfo("image", (-1, 1, 28, 28), np.dtype(np.float32), None),),
+    outputs=(TensorInfo("scores", (-1, 3), np.dtype(np.float32), None),),
+)
 
 
 def backend(outcome, suffix=".onnx"):
     """A backend module whose interpreter is `outcome`, or raises it."""
 
-    def open_model(path, threads):
+    def open_session(path, threads, kernels):
         if isinstance(outcome, Exception):
             raise outcome
         return outcome
 
-    return SimpleNamespace(SUFFIX=suffix, PIP="first-package", open_model=open_model)
+    return SimpleNamespace(
+        SUFFIX=suffix,
+        PIP="first-package",
+        KERNELS=("usual",),
+        open_session=open_session,
+        read_contract=lambda path, session: CONTRACT,
+    )
 
 
 BROKEN = {
@@ -377,7 +388,7 @@ BROKEN = {
 def test_a_runtime_that_does_not_work_is_passed_over(monkeypatch, error):
     ladder = {"first": backend(error), "second": backend(WORKING)}
     monkeypatch.setattr(backends, "BACKENDS", ladder)
-    assert backends.open_first({".onnx": Path("m.onnx")}) is WORKING
+    assert backends.open_first({".onnx": Path("m.onnx")}).session is WORKING
     with pytest.raises(Missing, match="first"):
         backends.open_with("first", Path("m.onnx"))
 
@@ -395,7 +406,7 @@ def test_without_any_runtime_the_reason_of_each_is_said(monkeypatch):
 def test_a_runtime_for_another_kind_of_file_is_not_tried(monkeypatch):
     ladder = {"first": backend(AssertionError("tried"), ".tflite"), "second": backend(WORKING)}
     monkeypatch.setattr(backends, "BACKENDS", ladder)
-    assert backends.open_first({".onnx": Path("m.onnx")}) is WORKING
+    assert backends.open_first({".onnx": Path("m.onnx")}).session is WORKING
     with pytest.raises(Missing, match="no runtime works here"):
         backends.open_first({".hailo": Path("m.hailo")})
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from deploy.runner.backends import onnxruntime
+from deploy.runner.backends import open_with
 from deploy.runner.contract import Quantization
 from deploy.runner.errors import Missing
 from pipeline.run_folder import RunFolder
@@ -157,7 +157,7 @@ def test_a_mutated_model_fails_and_the_layer_is_named(
         model = onnx.load(path)
         mutate(model)
         onnx.save(model, tmp_path / path.name)
-        return onnxruntime.open_model(tmp_path / path.name, threads=1)
+        return open_with("onnxruntime", tmp_path / path.name)
 
     report = verify_with(open_mutant, precision, runs, monkeypatch)
     assert report["passed"] is False
@@ -171,7 +171,7 @@ def test_a_shipped_file_that_is_not_the_observed_one_fails(
 ) -> None:
     def open_mutant(path: Path) -> Any:
         if "tapped" in path.name:
-            return onnxruntime.open_model(path, threads=1)
+            return open_with("onnxruntime", path)
         model = onnx.load(path)
         gemm = [node for node in model.graph.node if node.op_type == "Gemm"][-1]
         sources = {node.output[0]: node.input[0] for node in model.graph.node}
@@ -181,7 +181,7 @@ def test_a_shipped_file_that_is_not_the_observed_one_fails(
         shifted = array + np.array(0.1 * np.abs(array).max(), array.dtype)
         bias.CopyFrom(onnx.numpy_helper.from_array(shifted, name))
         onnx.save(model, tmp_path / path.name)
-        return onnxruntime.open_model(tmp_path / path.name, threads=1)
+        return open_with("onnxruntime", tmp_path / path.name)
 
     report = verify_with(open_mutant, precision, runs, monkeypatch)
     assert report["passed"] is False
@@ -209,7 +209,7 @@ def test_an_unmapped_layer_is_a_failure(runs: Path, monkeypatch: pytest.MonkeyPa
             return outputs[:-1] if len(outputs) > 1 else outputs
 
     def open_short(path: Path) -> Any:
-        return Short(onnxruntime.open_model(path, threads=1))
+        return Short(open_with("onnxruntime", path))
 
     report = verify_with(open_short, "fp32", runs, monkeypatch)
     assert "not mapped" in report["artefacts"][0]["error"]

@@ -1,4 +1,7 @@
-"""The command line on the device: predict, bench, selftest, info. `python runner.pyz --help`."""
+"""The command line on the device: `python runner.pyz --help`.
+
+predict, bench, selftest and info are about the bundle; compute runs any model file.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,7 @@ from . import __version__
 from .backends import BACKENDS, Model, open_first, open_with
 from .bench import bench
 from .bundle import Bundle
+from .compute import compute
 from .contract import PRECISIONS
 from .errors import INTERRUPTED, Missing, UsageError, UserError
 from .images import decode, prepare
@@ -208,6 +212,10 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("--count", type=_positive, default=1000, help="inferences (default 1000)")
     commands.add_parser("selftest", parents=[shared], help="replay the golden vectors")
     commands.add_parser("info", parents=[shared], help="what is here, and what works")
+    command = commands.add_parser(
+        "compute", help="run any model, for a program on stdin and stdout"
+    )
+    command.add_argument("--runtime", choices=list(BACKENDS), required=True)
     return parser
 
 
@@ -223,6 +231,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Parse, check the bundle, run one command. Returns the exit code."""
     args = _parser().parse_args(arguments)
     try:
+        if args.command == "compute":
+            compute(args.runtime, sys.stdin.buffer)
+            return 0
         if args.command == "predict" and args.files.count("-") > 1:
             raise UsageError("stdin can be read once", "give '-' once")
         bundle = Bundle.open((args.bundle or bundle_folder()).resolve())

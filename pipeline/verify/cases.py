@@ -1,15 +1,28 @@
-"""What is fed to every layer: real images, and made ones that real images never resemble."""
+"""What layers are fed: whole images, and values made for one layer to tell most about it."""
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from ..data import Dataset
+from .layers import Layer, Network
+from .rounding import REQUANTIZATIONS, Linear, Multiplier, linear_of
+
+Array = npt.NDArray[Any]
 
 MADE = 16  # images of each random kind
+REAL = 32  # images whose values a layer is fed in isolation
+AMPLITUDE = 2.0**14  # of an impulse: a power of two adds no rounding, and outweighs the bias
+CHANNELS = 8  # output channels for which inputs are sought that tell the schemes apart
+FEATURES = 4096  # at most so many impulses
 
 
 @dataclass(frozen=True)
@@ -22,14 +35,190 @@ class Case:
 
 def cases_for(dataset: Dataset, images: int, seed: int) -> list[Case]:
     """The first `images` test images, and made ones that follow from the seed."""
+    return [Case("test images", dataset.test.images[:images]), *made_cases(dataset.test.images.shape[1:], seed)]
+
+
+def made_cases(shape: Sequence[int], seed: int) -> list[Case]:
+    """Images of C x H x W that real ones never resemble."""
     generator = torch.Generator().manual_seed(seed)
-    shape = (MADE, *dataset.test.images.shape[1:])
-    random = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
-    saturated = torch.randint(0, 2, shape, dtype=torch.uint8, generator=generator) * 255
-    constant = torch.stack([torch.full(shape[1:], v, dtype=torch.uint8) for v in (0, 1, 128, 255)])
+    several = (MADE, *shape)
+    random = torch.randint(0, 256, several, dtype=torch.uint8, generator=generator)
+    saturated = torch.randint(0, 2, several, dtype=torch.uint8, generator=generator) * 255
+    constant = torch.stack([torch.full(tuple(shape), v, dtype=torch.uint8) for v in (0, 1, 128, 255)])
     return [
-        Case("test images", dataset.test.images[:images]),
         Case("uniformly random", random),
         Case("saturated: 0 or 255", saturated),
         Case("constant: 0, 1, 128, 255", constant),
     ]
+
+
+def isolated_inputs(
+    layer: Layer, network: Network, real: Mapping[str, Array], seed: int
+) -> dict[str, Array]:
+    """Inputs for one layer alone, by the name of the layer that they would come from.
+
+    `real` are the reference's own values, of which the first are taken. Then come random values,
+    constants, impulses, and in int8 those on which rounding schemes disagree.
+    """
+    random = np.random.default_rng(seed)
+    shapes = {name: values.shape[1:] for name, values in real.items()}
+    some = {name: values[:REAL] for name, values in real.items()}
+    if network.int8:
+        parts = [some, *_int8_parts(layer, network, shapes, random)]
+    else:
+        parts = [some, *_float_parts(layer, shapes, random)]
+    return {name: np.concatenate([part[name] for part in parts]) for name in shapes}
+
+
+def _float_parts(
+    layer: Layer, shapes: Mapping[str, tuple[int, ...]], random: np.random.Generator
+) -> list[dict[str, Array]]:
+    spread = {n: random.normal(0, 4, (MADE, *s)).astype(np.float32) for n, s in shapes.items()}
+    below = {n: np.full((1, *s), -1.5, np.float32) for n, s in shapes.items()}
+    parts = [spread, below]
+    if len(shapes) == 1:
+        ((name, shape),) = shapes.items()
+        for sign in (AMPLITUDE, -AMPLITUDE):  # a ReLU hides one of the two
+            parts.append({name: impulses(layer, shape, sign, 0.0).astype(np.float32)})
+    return parts
+
+
+def _int8_parts(
+    layer: Layer,
+    network: Network,
+    shapes: Mapping[str, tuple[int, ...]],
+    random: np.random.Generator,
+) -> list[dict[str, Array]]:
+    def every(value: int) -> dict[str, Array]:
+        return {n: np.full((1, *s), value, np.int8) for n, s in shapes.items()}
+
+    spread = {
+        n: random.integers(-128, 128, (2 * MADE, *s)).astype(np.int8) for n, s in shapes.items()
+    }
+    # All 256 values, which a table of them must have right.
+    ramp = {n: np.resize(np.arange(-128, 128), (1, *s)).astype(np.int8) for n, s in shapes.items()}
+    parts = [spread, ramp, every(-128), every(127)]
+    if len(shapes) == 1:
+        ((name, shape),) = shapes.items()
+        parts.append({name: impulses(layer, shape, 127, -128).astype(np.int8)})
+        linear = linear_of(layer, network)
+        if linear is not None:
+            parts.append({name: disagreements(layer, linear, shape, random)})
+    return parts
+
+
+def impulses(layer: Layer, shape: tuple[int, ...], height: float, ground: float) -> Array:
+    """One element of `height` in each, K x `shape`, on `ground`.
+
+    For each channel one in every class of positions: the corners, the edges, and inside as many
+    neighbours as the stride, so that each weight meets one. Of a vector every element.
+    """
+    if len(shape) != 3:
+        size = int(np.prod(shape))
+        chosen = np.unique(np.linspace(0, size - 1, min(size, FEATURES)).astype(int))
+        places = [np.unravel_index(place, shape) for place in chosen]
+    else:
+        strides = _attribute(layer, "strides", (1, 1))
+        rows, columns = (
+            sorted({0, size - 1, *range(size // 2, min(size, size // 2 + stride))})
+            for size, stride in zip(shape[1:], strides, strict=True)
+        )
+        places = [(c, y, x) for c in range(shape[0]) for y in rows for x in columns]
+    found = np.full((len(places), *shape), ground)
+    for number, place in enumerate(places):
+        found[(number, *place)] = height
+    return found
+
+
+def disagreements(
+    layer: Layer, linear: Linear, shape: tuple[int, ...], random: np.random.Generator
+) -> Array:
+    """int8 inputs, K x `shape`, whose accumulators are rounded differently by different schemes.
+
+    For some output channels and every two schemes the accumulators on which they disagree are
+    listed, and inputs are sought, weight by weight, that add up to one of them.
+    """
+    weight = linear.weight.astype(np.int64)
+    if linear.node.op_type == "Gemm" and not _attribute(layer, "transB", 0):
+        weight = weight.T
+    exact, single = (
+        np.broadcast_to(part.ravel(), weight.shape[:1])
+        for part in (linear.multiplier.exact, linear.multiplier.single)
+    )
+    found = []
+    for channel in random.permutation(len(weight))[:CHANNELS]:
+        row, bias = weight[channel].ravel(), 0 if linear.bias is None else int(linear.bias[channel])
+        reach = int(min(160 / exact[channel], np.abs(row).sum() * 128))
+        sums = np.arange(-reach, reach + 1)
+        multiplier = Multiplier(exact[channel : channel + 1], single[channel : channel + 1])
+        results = [scheme(sums, multiplier) for scheme in REQUANTIZATIONS.values()]
+        chosen = [
+            total
+            for one, other in itertools.combinations(results, 2)
+            for total in _some(sums[one != other], random)
+        ]
+        for total in chosen:
+            values = _adding_up(row, int(total) - bias, linear.zero_point, random)
+            if values is not None:
+                found.append(_placed(layer, weight[channel].shape, values, channel, len(weight), shape, linear.zero_point))
+    return np.stack(found) if found else np.zeros((0, *shape), np.int8)
+
+
+def _some(choices: Array, random: np.random.Generator) -> list[int]:
+    return [int(c) for c in random.permutation(choices)[:2]]
+
+
+def _adding_up(
+    weights: Array, total: int, zero_point: int, random: np.random.Generator
+) -> Array | None:
+    """int8 values whose products with `weights`, zero point taken off, add up to `total`."""
+    for _ in range(8):
+        values = random.integers(-128, 128, weights.shape)
+        left = total - int((weights * (values - zero_point)).sum())
+        for place in np.argsort(-np.abs(weights)):
+            if weights[place] and left:
+                wanted = int(values[place]) + int(np.fix(left / weights[place]))
+                wanted = min(max(wanted, -128), 127)
+                left -= (wanted - int(values[place])) * int(weights[place])
+                values[place] = wanted
+        if left == 0:
+            return values.astype(np.int8)
+    return None
+
+
+def _placed(
+    layer: Layer,
+    kernel: tuple[int, ...],
+    values: Array,
+    channel: int,
+    channels: int,
+    shape: tuple[int, ...],
+    ground: int,
+) -> Array:
+    """The values where one window of the layer sees them, all else at zero."""
+    found = np.full(shape, ground, np.int8)
+    if len(kernel) == 1:
+        found.reshape(-1)[:] = values
+        return found
+    group = channel // (channels // _attribute(layer, "group", 1))
+    dilations, strides = (_attribute(layer, name, (1, 1)) for name in ("dilations", "strides"))
+    pads = _attribute(layer, "pads", (0, 0, 0, 0))
+    slices = [slice(group * kernel[0], (group + 1) * kernel[0])]
+    for axis in range(2):
+        # The first window that begins inside the input.
+        start = -(-pads[axis] // strides[axis]) * strides[axis] - pads[axis]
+        slices.append(slice(start, start + (kernel[axis + 1] - 1) * dilations[axis] + 1, dilations[axis]))
+    place = found[tuple(slices)]
+    if place.shape == kernel:  # else no window lies inside
+        place[:] = values.reshape(kernel)
+    return found
+
+
+def _attribute(layer: Layer, name: str, default: Any) -> Any:
+    import onnx
+
+    for node in layer.nodes:
+        for attribute in node.attribute:
+            if attribute.name == name:
+                return onnx.helper.get_attribute_value(attribute)
+    return default

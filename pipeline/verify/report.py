@@ -2,160 +2,205 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from deploy.runner.selftest import FP32_RELATIVE
+from deploy.runner.scores import steps
 
-from .. import program
 from ..data import Dataset
-from .compare import Difference
 from .evidence import machine
-from .rounding import Rounding
-from .runtimes import Configuration
+from .judge import Judgement
+from .subject import LayerVerdict, Subject
 
-INT8_STEPS = 2.0
-INT8_EQUAL = 0.98
+Array = npt.NDArray[Any]
+WORST = 3  # layers that are shown first
 
 
-@dataclass
-class Layer:
-    """One layer in one runtime. `difference` is from the program, each side fed by its own previous
-    layer; `rounding`, for int8, is the layer's own, whatever it was fed.
-    """
+@dataclass(frozen=True)
+class Finals:
+    """The test set, and by precision the real scores of its program, N x classes."""
 
-    tap: program.Tap
-    difference: Difference = field(default_factory=Difference)
-    rounding: Rounding | None = None
+    dataset: Dataset
+    scores: dict[str, Tensor]
 
     @property
-    def passed(self) -> bool:
-        """fp32: within 2**-16 of the layer's largest value, see `FP32_RELATIVE` for the reason.
+    def labels(self) -> Array:
+        """N, the right answers."""
+        return np.asarray(self.dataset.test.labels.numpy())
 
-        int8: every integer is the layer's exact value rounded to the nearest; halves go either way.
-        """
-        if self.tap.scale is None:
-            return self.difference.within(FP32_RELATIVE, relative=True)
-        compared = self.difference.problem is None and self.difference.elements > 0
-        return compared and self.rounding is not None and self.rounding.nearest
-
-
-@dataclass
-class Artefact:
-    """One file in one configuration of a runtime. `error` says why there is nothing to report."""
-
-    file: str
-    precision: str
-    configuration: Configuration
-    layers: list[Layer]
-    runtime: str = ""
-    error: str | None = None
-    final: Difference = field(default_factory=Difference)
-    unexplained: Difference = field(default_factory=Difference)
-    observer: Difference = field(default_factory=Difference)
-    answers: list[npt.NDArray[np.int64]] = field(default_factory=list)
-
-    @property
-    def limit(self) -> float:
-        """How far final outputs may be off on the whole test set: fp32 as every layer.
-
-        int8: two steps from the program, rounding halves as this runtime was seen to. Near a half a
-        value may fall either way in any layer, which moves the last layer's sum by a step or two;
-        that is rare (some 1e-4 of the outputs), so 98 % must be equal.
-        """
-        return FP32_RELATIVE if self.precision == "fp32" else INT8_STEPS
-
-    @property
-    def passed(self) -> bool:
-        """Final outputs within their limit on the whole test set, and every layer passed."""
-        if self.error is not None or not self.layers:
-            return False
-        final = self.unexplained.within(self.limit, relative=self.precision == "fp32")
-        if self.precision == "int8":
-            final = final and self.unexplained.equal_part >= INT8_EQUAL
-        return final and all(layer.passed for layer in self.layers)
+    def decisions(self, precision: str) -> Array:
+        """N, the program's answers."""
+        return np.asarray(self.scores[precision].argmax(1).numpy())
 
 
 def report_of(
-    dataset: Dataset,
-    artefacts: list[Artefact],
-    scores: dict[str, Tensor],
-    observer: dict[str, int],
+    finals: Finals,
+    subjects: Sequence[Subject],
+    varied: list[dict[str, Any]],
+    require: Sequence[str] = (),
+    skipped: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Everything that verify.json says, but for the cases."""
-    labels = dataset.test.labels.numpy()
-    decisions = {precision: tensor.argmax(1).numpy() for precision, tensor in scores.items()}
+    """Everything that verify.json says, but for what was asked for.
+
+    Passed is what has at least one artefact, all of which passed, in every runtime of `require`.
+    """
+    ran = {s.configuration.split(" ")[0] for s in subjects if s.error is None}
+    absent = [runtime for runtime in require if runtime not in ran]
     return {
-        "passed": bool(artefacts) and all(artefact.passed for artefact in artefacts),
-        "test_images": len(labels),
-        "dataset_sha256": dataset.sha256,
+        "passed": bool(subjects) and all(s.passed for s in subjects) and not absent,
+        "required": list(require),
+        "absent": absent,
+        "skipped": list(skipped),
+        "test_images": len(finals.labels),
+        "dataset_sha256": finals.dataset.sha256,
         "machine": machine(),
         "programs": {
             precision: {
-                "accuracy": float(np.mean(answers == labels)),
-                "confusion_with_fp32": _confusion(answers, decisions["fp32"], labels),
-                "observer_difference": observer.get(precision),
+                "accuracy": float(np.mean(finals.decisions(precision) == finals.labels)),
+                "confusion_with_fp32": _confusion(
+                    finals.decisions(precision), finals.decisions("fp32"), finals.labels
+                ),
             }
-            for precision, answers in decisions.items()
+            for precision in finals.scores
         },
-        "artefacts": [_artefact_record(artefact, decisions, labels) for artefact in artefacts],
+        "artefacts": [_artefact(subject, finals) for subject in subjects],
+        "varied": varied,
+        "worst": _worst(subjects),
     }
 
 
-def _artefact_record(
-    artefact: Artefact, decisions: dict[str, npt.NDArray[Any]], labels: npt.NDArray[Any]
-) -> dict[str, Any]:
+def _artefact(subject: Subject, finals: Finals) -> dict[str, Any]:
     record: dict[str, Any] = {
-        "file": artefact.file,
-        "precision": artefact.precision,
-        "configuration": artefact.configuration.name,
-        "shipped": artefact.configuration.shipped,
-        "runtime": artefact.runtime,
-        "passed": artefact.passed,
-        "error": artefact.error,
+        "file": subject.file,
+        "precision": subject.precision,
+        "configuration": subject.configuration,
+        "shipped": subject.shipped,
+        "runtime": subject.runtime,
+        "passed": subject.passed,
+        "error": subject.error,
     }
-    if artefact.error is not None:
+    if subject.error is not None:
         return record
-    answers = np.concatenate(artefact.answers)
-    # The last layer's tap is the program's output; in the report it stands where it computes.
-    layers = [*artefact.layers[1:], artefact.layers[0]]
+    broken = subject.first_broken
     return record | {
-        "accuracy": float(np.mean(answers == labels)),
-        "decisions_unlike_fp32": int((answers != decisions["fp32"]).sum()),
-        "flips": int((answers != decisions[artefact.precision]).sum()),
-        "confusion_with_fp32": _confusion(answers, decisions["fp32"], labels),
-        "final": _difference_record(artefact.final),
-        "unexplained": _difference_record(artefact.unexplained),
-        "limit": artefact.limit,
-        "observer": _difference_record(artefact.observer),
-        "layers": [
+        "observer": {"elements": subject.observed, "differ": subject.observer},
+        "first_broken": broken.layer.name if broken else None,
+        "layers": [_layer(verdict) for verdict in subject.layers],
+        "final": _final(subject, finals) if subject.finals else None,
+    }
+
+
+def _layer(verdict: LayerVerdict) -> dict[str, Any]:
+    return {
+        "layer": verdict.layer.name,
+        "kind": verdict.layer.kind,
+        "passed": verdict.passed,
+        "fingerprint": fingerprint(verdict),
+        "isolated": judgement_record(verdict.isolated),
+        "in_place": judgement_record(verdict.in_place),
+        "accumulated": judgement_record(verdict.accumulated),
+    }
+
+
+def fingerprint(verdict: LayerVerdict) -> str:
+    """How an int8 layer rounds, told by the inputs on which schemes disagree; "" for fp32."""
+    alone, inside = verdict.isolated, verdict.in_place
+    return (alone if alone is not None and alone.telling else inside).fingerprint
+
+
+def judgement_record(judgement: Judgement | None) -> dict[str, Any] | None:
+    """A judgement as JSON: with its verdict, without the sums that measures are made from."""
+    if judgement is None:
+        return None
+    elements = max(judgement.elements, 1)
+    outside = judgement.first_outside
+    return {
+        "passed": judgement.passed,
+        "problem": judgement.problem,
+        "elements": judgement.elements,
+        "equal_part": judgement.equal / elements,
+        "outside": judgement.outside,
+        "unlikely": judgement.unlikely,
+        "largest": judgement.largest,
+        "mean": judgement.total / elements,
+        "fraction_of_bound": judgement.fraction if not judgement.matches else None,
+        "sqnr_db": judgement.sqnr if math.isfinite(judgement.sqnr) else None,
+        "cosine": judgement.cosine,
+        "schemes": judgement.schemes,
+        "telling": judgement.telling,
+        "steps": {str(step): count for step, count in sorted(judgement.histogram.items())},
+        "worst": asdict(judgement.worst) if judgement.worst else None,
+        "first_outside": asdict(outside) if outside else None,
+    }
+
+
+def _final(subject: Subject, finals: Finals) -> dict[str, Any]:
+    """The shipped file's own outputs on the whole test set, against the program's."""
+    found = np.concatenate(subject.finals)
+    scores = finals.scores[subject.precision].numpy()
+    answers, decisions = found.argmax(1), finals.decisions(subject.precision)
+    quantization = subject.layers[-1].layer.quantization
+    left, right = (found, scores)
+    if quantization is not None:
+        left, right = steps(found, quantization), steps(scores, quantization)
+    off = np.abs(left.astype(np.float64).reshape(right.shape) - right)
+    flipped = np.flatnonzero(answers != decisions)
+    two = np.sort(scores, axis=1)[:, -2:]
+    return {
+        "accuracy": float(np.mean(answers == finals.labels)),
+        "confusion_with_fp32": _confusion(answers, finals.decisions("fp32"), finals.labels),
+        "largest": float(off.max()),
+        "relative": float(off.max() / max(np.abs(right).max(), np.finfo(np.float32).tiny)),
+        "equal_part": float(np.mean(off == 0)),
+        # The margin is the program's: between the answer it gave and the one that came second.
+        "flips": [
             {
-                "layer": layer.tap.layer,
-                "kind": layer.tap.kind,
-                "passed": layer.passed,
-                "difference": _difference_record(layer.difference),
-                "rounding": asdict(layer.rounding) if layer.rounding else None,
-                "cause": layer.rounding.cause if layer.rounding else "",
+                "image": int(image),
+                "program": int(decisions[image]),
+                "found": int(answers[image]),
+                "margin": float(two[image, 1] - two[image, 0]),
             }
-            for layer in layers
+            for image in flipped
         ],
     }
 
 
-def _difference_record(difference: Difference) -> dict[str, Any]:
-    return asdict(difference) | {
-        "equal_part": difference.equal_part,
-        "relative": difference.relative,
-    }
+def _worst(subjects: Sequence[Subject]) -> list[dict[str, Any]]:
+    """The layers nearest to failing, failed ones first: by elements outside, then by how much of
+    its bound one takes.
+    """
+    entries = []
+    for subject in subjects:
+        for verdict in subject.layers if subject.error is None else ():
+            for name, judgement in (("alone", verdict.isolated), ("in place", verdict.in_place)):
+                if judgement is None:
+                    continue
+                part = judgement.outside / max(judgement.elements, 1)
+                broken = judgement.problem is not None
+                size = (broken, part, 0.0 if judgement.matches else judgement.fraction)
+                entry = {
+                    "file": subject.file,
+                    "configuration": subject.configuration,
+                    "layer": verdict.layer.name,
+                    "kind": verdict.layer.kind,
+                    "fed": name,
+                    "fingerprint": judgement.fingerprint,
+                    "fraction_of_bound": judgement.fraction,
+                    "outside": judgement.outside,
+                    "problem": judgement.problem,
+                }
+                entries.append((size, entry))
+    entries.sort(key=lambda pair: pair[0], reverse=True)
+    return [entry for _, entry in entries[:WORST]]
 
 
-def _confusion(
-    answers: npt.NDArray[Any], fp32: npt.NDArray[Any], labels: npt.NDArray[Any]
-) -> dict[str, int]:
+def _confusion(answers: Array, fp32: Array, labels: Array) -> dict[str, int]:
     """Test images by which of the two decided rightly."""
     right, fp32_right = answers == labels, fp32 == labels
     return {

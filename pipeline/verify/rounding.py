@@ -1,159 +1,283 @@
-"""How a runtime rounds an int8 layer: each integer against the exact value it stands for.
+"""How a runtime rounds an int8 layer: which named scheme reproduces its integers bit for bit.
 
-A layer's exact result is computed in float64 from the integers that the runtime itself fed to the
-layer, so that nothing is inherited from the layers before. The runtime's integer must be that value
-rounded to the nearest. Which way it rounds a half is the runtime's own; anything else is an error.
+A layer's exact result is computed from the integers that it was given. Convolution and linear
+layers have integer accumulators, which a runtime multiplies by s_x s_w / s_y and rounds; how, is the
+scheme. Other layers have a real result that is rounded. A runtime that computes an int8 layer in
+float32 sums in an order of its own: there every integer must be reachable within the float32 bound
+of `bounds`.
 """
 
 from __future__ import annotations
 
-from dataclasses import astuple, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor, fx
+import onnx
 
-from ..program import attribute, decomposed, is_quantize, quantization_of
+from ..reference import compute
+from .bounds import U, evaluate_layers, exactly, gamma
+from .layers import Layer, Network
 
-# A runtime that sums in float32 is off by some roundings of 2**-24 of the terms' total; an exact
-# value this near to the middle of two integers may be rounded to either one.
-TIE = 2.0**-8
-
-
-class _Exact(fx.Interpreter):
-    """Runs an int8 program in float64, going on from given integers after each quantization.
-
-    Where none are given it rounds halves to even, and away from zero in the layers of `away`.
-    """
-
-    def __init__(
-        self,
-        module: fx.GraphModule,
-        given: dict[str, npt.NDArray[np.int64]],
-        away: frozenset[str] = frozenset(),
-    ) -> None:
-        super().__init__(module)
-        self.program = module
-        self.given = given
-        self.away = away
-        self.exact: dict[str, npt.NDArray[np.float64]] = {}
-
-    def run_node(self, n: fx.Node) -> Any:
-        if is_quantize(n):
-            return self._quantize(n)
-        if n.target is decomposed.dequantize_per_tensor.default:
-            scale, zero_point = quantization_of(self.program, n)
-            return (self._value(n.args[0]) - zero_point) * scale
-        if n.target is decomposed.dequantize_per_channel.default:
-            integers = self._value(n.args[0])
-            scales = self._value(n.args[1]).double()
-            return integers.double() * scales.reshape(-1, *[1] * (integers.dim() - 1))
-        if n.op == "get_attr":
-            return attribute(self.program, n).detach()
-        return super().run_node(n)
-
-    def _quantize(self, n: fx.Node) -> Tensor:
-        scale, zero_point = quantization_of(self.program, n)
-        source = n.args[0]
-        assert isinstance(source, fx.Node)
-        value = (self._value(source) / scale + zero_point).clamp(-128, 127)
-        if source.name in self.given:
-            self.exact[source.name] = value.numpy()
-            return torch.from_numpy(self.given[source.name]).double()
-        value = torch.from_numpy(_snap(value.numpy()))
-        if source.name in self.away:
-            return torch.trunc(value + torch.copysign(torch.tensor(0.5), value))
-        return value.round()
-
-    def _value(self, argument: Any) -> Tensor:
-        value = self.env[argument]
-        assert isinstance(value, Tensor)
-        return value
-
-
-def exact_values(
-    module: fx.GraphModule, pixels: Tensor, given: dict[str, npt.NDArray[np.int64]]
-) -> dict[str, npt.NDArray[np.float64]]:
-    """Per layer, its unrounded result on `given` inputs, in steps with the zero point included.
-
-    `given` maps a layer's name to its integers in the runtime, N x ...; `pixels` is uint8.
-    """
-    interpreter = _Exact(module, given)
-    with torch.inference_mode():
-        interpreter.run(pixels.double() / 255)
-    return interpreter.exact
-
-
-def predict(module: fx.GraphModule, pixels: Tensor, away: frozenset[str]) -> Tensor:
-    """The program's real outputs if it rounded halves away from zero in the layers of `away`."""
-    with torch.inference_mode():
-        parts = []
-        for images in pixels.split(500):
-            (scores,) = _Exact(module, {}, away).run(images.double() / 255)
-            parts.append(scores)
-        return torch.cat(parts).float()
-
-
-def _snap(exact: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """float64 leaves a half off by some 2**-50; it is put back where it belongs."""
-    halves = np.rint(exact * 2) / 2
-    return np.where(np.abs(exact - halves) < 1e-9, halves, exact)
+Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
-class Rounding:
-    """Counts of elements by how they were rounded; each element is in one of the first five.
-
-    `half_even` is the nearest integer, an exact half going to the even one. `half_away` is an
-    exact half that went away from zero instead; `near_tie` a value within 2**-8 of a half that went
-    to its other neighbour; `neighbour` any other value that went to its farther neighbour; `wrong`
-    is everything else. `halves` is how many exact halves there were in all.
+class Multiplier:
+    """s_x s_w / s_y for each output channel, shaped to be broadcast over accumulators: `exact` in
+    float64, and `single` as runtimes compute it, in float32 from left to right.
     """
 
-    half_even: int = 0
-    half_away: int = 0
-    near_tie: int = 0
-    neighbour: int = 0
-    wrong: int = 0
-    halves: int = 0
+    exact: Array
+    single: Array
 
-    def __add__(self, other: Rounding) -> Rounding:
-        totals = [a + b for a, b in zip(astuple(self), astuple(other), strict=True)]
-        return Rounding(*totals)
+    @classmethod
+    def of(cls, x: Array, w: Array, y: float) -> Multiplier:
+        """From the scales, which are float32 values, of input, weights (C or 1) and output."""
+        single = np.asarray(x, np.float32) * np.asarray(w, np.float32) / np.float32(y)
+        return cls(np.asarray(x, np.float64) * np.asarray(w, np.float64) / y, single)
+
+    def reshape(self, shape: tuple[int, ...]) -> Multiplier:
+        """Both reshaped."""
+        return Multiplier(self.exact.reshape(shape), self.single.reshape(shape))
+
+
+def half_even(real: Array) -> Array:
+    """The nearest integer, halves to the even one."""
+    return np.rint(real)
+
+
+def half_away(real: Array) -> Array:
+    """The nearest integer, halves away from zero."""
+    return np.trunc(real + np.copysign(0.5, real))
+
+
+def half_up(real: Array) -> Array:
+    """The nearest integer, halves to the larger one."""
+    return np.floor(real + 0.5)
+
+
+def float_half_even(accumulator: Array, multiplier: Multiplier) -> Array:
+    """XNNPACK and ONNX Runtime: in float32, halves to even."""
+    return half_even(_float_product(accumulator, multiplier))
+
+
+def float_round_away(accumulator: Array, multiplier: Multiplier) -> Array:
+    """TFLite's reference kernel of fully connected layers: in float32, halves away from zero."""
+    return half_away(_float_product(accumulator, multiplier))
+
+
+def _float_product(accumulator: Array, multiplier: Multiplier) -> Array:
+    return accumulator.astype(np.float32) * multiplier.single
+
+
+def fixed_point(multiplier: Array) -> tuple[Array, Array]:
+    """(mantissa, shift): multiplier = mantissa 2**(shift - 31), mantissa in [2**30, 2**31).
+
+    As TFLite's QuantizeMultiplier (tensorflow/lite/kernels/internal/quantization_util.cc).
+    """
+    fraction, shift = np.frexp(multiplier)
+    mantissa = half_away(fraction * 2.0**31).astype(np.int64)
+    overflown = mantissa == 2**31
+    return np.where(overflown, mantissa // 2, mantissa), np.where(overflown, shift + 1, shift)
+
+
+def single_round(accumulator: Array, multiplier: Multiplier) -> Array:
+    """ruy and TFLite built for single rounding: in 64 bits, halves up, once."""
+    mantissa, shift = fixed_point(multiplier.exact)
+    product = accumulator.astype(np.int64) * mantissa
+    total = 31 - shift.astype(np.int64)
+    return (product + (np.int64(1) << (total - 1))) >> total
+
+
+def double_round(accumulator: Array, multiplier: Multiplier) -> Array:
+    """gemmlowp: the upper half of the doubled product is rounded, and then the shifted result.
+
+    SaturatingRoundingDoublingHighMul and RoundingDivideByPOT of gemmlowp/fixedpoint/fixedpoint.h:
+    the first rounds halves up, the second away from zero.
+    """
+    return _doubled(accumulator.astype(np.int64), *fixed_point(multiplier.exact))
+
+
+def _doubled(accumulator: Array, mantissa: Array, shift: Array) -> Array:
+    left, right = np.maximum(shift, 0).astype(np.int64), np.maximum(-shift, 0).astype(np.int64)
+    product = (accumulator << left) * mantissa
+    nudge = np.where(product >= 0, 1 << 30, 1 - (1 << 30))
+    high = _truncated(product + nudge, 31)
+    mask = (np.int64(1) << right) - 1
+    threshold = (mask >> 1) + (high < 0)
+    return (high >> right) + ((high & mask) > threshold)
+
+
+def double_round_up(accumulator: Array, multiplier: Multiplier) -> Array:
+    """ruy on x86: as gemmlowp, but the shifted result is rounded halves up.
+
+    Found by LiteRT 2.3.0's built-in kernels on AVX-512: they alone give -2 for -2.50001.
+    """
+    mantissa, shift = fixed_point(multiplier.exact)
+    left, right = np.maximum(shift, 0).astype(np.int64), np.maximum(-shift, 0).astype(np.int64)
+    high = ((accumulator.astype(np.int64) << left) * mantissa + (1 << 30)) >> 31
+    return (high + ((np.int64(1) << right) >> 1)) >> right
+
+
+def integer_mean(total: Array, count: int) -> Array:
+    """TFLite's integer MEAN where input and output have one scale: `total` of `count` integers.
+
+    The multiplier 1 / count is truncated to 30 bits or fewer and the product double-rounded
+    (MeanImpl of tensorflow/lite/kernels/internal/reference/integer_ops/mean.h).
+    """
+    bits = min(int(count).bit_length() - 1, 32)
+    mantissa, shift = np.int64((2**30 << bits) // count), 1 - bits
+    return _doubled(total.astype(np.int64), mantissa, np.int64(shift))
+
+
+def _truncated(value: Array, bits: int) -> Array:
+    """Division by 2**bits as C does it: towards zero."""
+    return np.where(value >= 0, value >> bits, -(-value >> bits))
+
+
+REQUANTIZATIONS: dict[str, Callable[[Array, Multiplier], Array]] = {
+    "float half even": float_half_even,
+    "single round": single_round,
+    "double round": double_round,
+    "double round up": double_round_up,
+    "float round away": float_round_away,
+}
+ROUNDINGS: dict[str, Callable[[Array], Array]] = {
+    "half even": half_even,
+    "half away": half_away,
+    "half up": half_up,
+}
+INTEGER_AWAY = "integer half away"  # of the mean of integers, their zero point included
+INTEGER_MEAN = "integer mean"
+FLOAT32 = "float32 arithmetic"  # within its bound
+EXACT = "exact"  # nothing to round
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A convolution or linear layer in integers, as the ONNX file says it.
+
+    `weight` and `bias` are the integers, `input_scale` and `zero_point` those of the input.
+    """
+
+    node: onnx.NodeProto
+    weight: Array
+    bias: Array | None
+    input_scale: float
+    zero_point: int
+    multiplier: Multiplier
+
+
+@dataclass(frozen=True)
+class Exact:
+    """What is known of an int8 layer's result before it is rounded and clamped.
+
+    `real` is the exact result in steps, without the zero point; `reach` how far float32 arithmetic
+    may take it; `accumulator` the exact sum, where the layer has one, `count` of how many integers a
+    mean is taken. `low` and `high` clamp, zero point included.
+    """
+
+    real: Array
+    reach: Array
+    zero_point: int
+    low: int
+    high: int
+    accumulator: Array | None = None
+    multiplier: Multiplier | None = None
+    count: int | None = None
+
+    def schemes(self) -> dict[str, Array]:
+        """What each named scheme makes of it, clamped, zero point included."""
+        if self.accumulator is not None and self.multiplier is not None:
+            found = {
+                name: scheme(self.accumulator, self.multiplier) + self.zero_point
+                for name, scheme in REQUANTIZATIONS.items()
+            }
+        else:
+            found = {name: scheme(self.real) for name, scheme in ROUNDINGS.items()}
+            found[INTEGER_AWAY] = half_away(self.real + self.zero_point) - self.zero_point
+            if self.count is not None:
+                found[INTEGER_MEAN] = integer_mean(np.rint(self.real * self.count), self.count)
+            found = {name: values + self.zero_point for name, values in found.items()}
+        return {name: self.clamp(values) for name, values in found.items()}
+
+    def clamp(self, integers: Array) -> Array:
+        """Into the range of the output."""
+        return np.clip(integers, self.low, self.high)
 
     @property
-    def nearest(self) -> bool:
-        """Whether every element is the nearest integer, halves going either way."""
-        return self.neighbour == 0 and self.wrong == 0
-
-    @property
-    def away(self) -> bool:
-        """Whether halves go away from zero here: then half of them differ from those to even."""
-        return self.half_away * 4 > self.halves
-
-    @property
-    def cause(self) -> str:
-        """Why this layer's integers are not all the program's, in words; empty if they are."""
-        causes = [
-            (self.half_away, "exact halves rounded away from zero, not to even"),
-            (self.near_tie, "values within 1/256 of a half rounded to the other side"),
-            (self.neighbour, "values rounded to the farther neighbour"),
-            (self.wrong, "values that no rounding explains"),
-        ]
-        return ", ".join(f"{count} {words}" for count, words in causes if count)
+    def nearest(self) -> Array:
+        """The exact result to the nearest integer, halves to even: what the reference goes on
+        with.
+        """
+        return self.clamp(half_even(self.real) + self.zero_point)
 
 
-def rounding_of(found: npt.NDArray[np.int64], exact: npt.NDArray[np.float64]) -> Rounding:
-    """Sort integers by how they come from their exact values."""
-    exact = _snap(exact)
-    nearest = found == np.rint(exact)
-    distance = np.abs(found - exact)
-    away = (distance == 0.5) & (np.abs(found) > np.abs(exact)) & ~nearest
-    near = ~nearest & ~away & (distance <= 0.5 + TIE)
-    neighbour = ~nearest & ~away & ~near & (distance < 1)
-    kinds = (nearest, away, near, neighbour)
-    half_even, half_away, near_tie, farther = (int(kind.sum()) for kind in kinds)
-    wrong = found.size - half_even - half_away - near_tie - farther
-    return Rounding(half_even, half_away, near_tie, farther, wrong, int((distance == 0.5).sum()))
+def exact_of(layer: Layer, network: Network, given: Mapping[str, Array]) -> Exact:
+    """Compute an int8 layer from the integers of its inputs, by layer name. N x ... each."""
+    assert layer.quantization is not None
+    scale, zero_point = float(layer.quantization.scale), layer.quantization.zero_point
+    *nodes, last = layer.nodes
+    values = {network.values[name]: exactly(integers) for name, integers in given.items()}
+    known = network.constants
+    values = evaluate_layers(nodes, values, network.opset, known)
+    result = values[last.input[0]]
+    real = snap(result.value / scale)
+    low, high = -128, 127
+    # Inputs and weights are rounded when they are dequantized, the quotient when it is quantized.
+    reach = (result.error + gamma(4) * result.magnitude) / scale + 2 * U * np.abs(real)
+    linear = linear_of(layer, network)
+    if linear is None:
+        means = [n for n in nodes if n.op_type in ("ReduceMean", "GlobalAveragePool")]
+        count = None
+        if len(means) == 1:
+            count = values[means[0].input[0]].value.size // values[means[0].output[0]].value.size
+        return Exact(real, reach, zero_point, low, high, count=count)
+    x = np.rint(values[linear.node.input[0]].value / linear.input_scale)
+    bias = [linear.bias] if linear.bias is not None else []
+    accumulator = compute(linear.node, [x, linear.weight, *bias], network.opset)[0]
+    for node in nodes:  # clamps between the sum and its quantization, as bounds on the integers
+        if node.op_type == "Relu":
+            low = max(low, zero_point)
+        elif node.op_type == "Clip":
+            ends = [half_even(known[name] / scale) + zero_point for name in node.input[1:]]
+            low, high = max(low, int(ends[0])), min(high, int(ends[1]))
+    real = snap(accumulator * linear.multiplier.exact)
+    return Exact(real, reach, zero_point, low, high, accumulator, linear.multiplier)
+
+
+def linear_of(layer: Layer, network: Network) -> Linear | None:
+    """The layer's integers, if it is one convolution or linear layer and at most a clamp."""
+    weighted = [n for n in layer.nodes if n.op_type in ("Conv", "Gemm")]
+    others = {n.op_type for n in layer.nodes} - {"Conv", "Gemm", "Relu", "Clip", "Reshape"}
+    moving = {"QuantizeLinear", "DequantizeLinear", "Flatten", "Transpose", "Pad", "Squeeze"}
+    if len(weighted) != 1 or others - moving:
+        return None
+    producers = {n.output[0]: n for n in layer.nodes}
+    sources = [producers.get(name) for name in weighted[0].input]
+    if any(s is None or s.op_type != "DequantizeLinear" for s in sources):
+        return None
+    x, w, *rest = sources
+    known = network.constants
+    scales = [np.asarray(known[s.input[1]], np.float64) for s in (x, w)]
+    integers = [known[s.input[0]].astype(np.float64) for s in (w, *rest)]
+    assert layer.quantization is not None
+    shape = (-1,) if weighted[0].op_type == "Gemm" else (-1, 1, 1)
+    multiplier = Multiplier.of(scales[0], scales[1].ravel(), layer.quantization.scale)
+    return Linear(
+        weighted[0],
+        integers[0],
+        integers[1] if rest else None,
+        float(scales[0]),
+        int(known[x.input[2]]) if len(x.input) > 2 else 0,
+        multiplier.reshape(shape if multiplier.exact.size > 1 else (1,)),
+    )
+
+
+def snap(real: Array) -> Array:
+    """float64 leaves a half off by some 2**-50; it is put back where it belongs."""
+    halves = np.rint(real * 2) / 2
+    return np.where(np.abs(real - halves) < 1e-9, halves, real)

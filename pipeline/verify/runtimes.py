@@ -1,32 +1,127 @@
-"""The runtimes that verify a file, each through the runner that ships."""
+"""The runtimes that a file is verified in, each opened by the runner that ships."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import Any
 
-from deploy.runner.backends import Model, onnxruntime, open_with
+import numpy as np
+import numpy.typing as npt
+
+from deploy.runner.backends import Session, open_session
+
+from ..errors import Missing
+from .remote import Worker, runner_command, tflite_runtime_python
+
+Array = npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
 class Configuration:
-    """One way to open a file. `shipped` is whether the runner on the device opens it so."""
+    """One way to run a file. `kernels` are the runner's names. `batch` images at once, 0 for as many
+    as there are. `shipped` is whether the runner on the device does it so.
+    """
 
-    name: str
-    open: Callable[[Path], Model]
-    shipped: bool
+    runtime: str
+    kernels: str
+    threads: int = 1
+    batch: int = 0
+    shipped: bool = False
+
+    @property
+    def name(self) -> str:
+        """As in reports: "onnxruntime all", "litert xnnpack, 2 threads"."""
+        threads = ", 2 threads" if self.threads == 2 else ""
+        return f"{self.runtime} {self.kernels}{threads}{', batch 1' if self.batch == 1 else ''}"
 
 
-# One thread: a sum that is split among threads is rounded in another order.
-CONFIGURATIONS: dict[str, tuple[Configuration, ...]] = {
+# Every layer is judged in these. One thread: a sum split among threads is rounded in another order.
+JUDGED: dict[str, tuple[Configuration, ...]] = {
     "onnx": (
-        Configuration("onnxruntime", lambda path: open_with("onnxruntime", path), shipped=True),
-        Configuration(  # optimization level 0: node by node, as in the file
-            "onnxruntime O0",
-            lambda path: onnxruntime.open_model(path, threads=1, optimize=False),
-            shipped=False,
-        ),
+        Configuration("onnxruntime", "all", shipped=True),
+        Configuration("onnxruntime", "extended"),
+        Configuration("onnxruntime", "basic"),
+        Configuration("onnxruntime", "disabled"),
     ),
-    "tflite": (Configuration("litert", lambda path: open_with("litert", path), shipped=True),),
+    "tflite": (
+        Configuration("litert", "xnnpack", shipped=True),
+        Configuration("litert", "builtin"),
+        Configuration("litert", "reference"),
+        Configuration("tflite-runtime", "xnnpack", shipped=True),
+    ),
 }
+# The final outputs of these are set against those of the first one above.
+VARIED: dict[str, tuple[Configuration, ...]] = {
+    "onnx": (
+        Configuration("onnxruntime", "all", threads=2),
+        Configuration("onnxruntime", "all", batch=1),
+    ),
+    "tflite": (Configuration("litert", "xnnpack", threads=2),),
+}
+# An environment of its own, which need not be there: see `--require`.
+ELSEWHERE = {"tflite-runtime"}
+RUNTIMES = ("onnxruntime", "litert", "tflite-runtime")
+
+
+class Runtimes:
+    """Opens files from memory, and ends what it started when the `with` block ends."""
+
+    def __init__(self) -> None:
+        self._stack = contextlib.ExitStack()
+        self._workers: dict[str, Worker] = {}
+
+    def __enter__(self) -> Runtimes:
+        self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._stack.__exit__(kind, error, trace)
+
+    def open(self, configuration: Configuration, content: bytes, name: str) -> Session:
+        """Open a file's content; the suffix of `name` says what it is. Raises Missing, BadInput."""
+        path = self._folder / name
+        path.write_bytes(content)
+        try:
+            if configuration.runtime not in ELSEWHERE:
+                return open_session(
+                    configuration.runtime, path, configuration.threads, configuration.kernels
+                )
+            worker = self._worker(configuration.runtime)
+            return worker.open(path, configuration.threads, configuration.kernels)
+        finally:
+            path.unlink()
+
+    def _worker(self, runtime: str) -> Worker:
+        if runtime not in self._workers:
+            python = tflite_runtime_python()
+            if python is None:
+                raise Missing(f"{runtime}: its environment is not there", "run 'make install'")
+            worker = self._stack.enter_context(Worker(runtime, runner_command(python)))
+            self._workers[runtime] = worker
+        return self._workers[runtime]
+
+
+def missing(configuration: Configuration) -> bool:
+    """Whether a runtime that may be missing is."""
+    return configuration.runtime in ELSEWHERE and tflite_runtime_python() is None
+
+
+def run_all(session: Session, values: tuple[Array, ...], batch: int) -> list[Array]:
+    """Every output for all images, `batch` at a time; 0 for all at once."""
+    count = len(values[0])
+    if not batch or batch >= count:
+        return session.run(*values)
+    parts = [
+        session.run(*(value[start : start + batch] for value in values))
+        for start in range(0, count, batch)
+    ]
+    return [np.concatenate(part) for part in zip(*parts, strict=True)]

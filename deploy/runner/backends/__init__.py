@@ -1,16 +1,18 @@
 """The runtimes a model file can be run by, in the order in which they are taken.
 
-A backend module has `SUFFIX`, the kind of file it runs; `PIP`, what installs it;
-`MODULE`, what is imported; and
-`open_model(path, threads)`, which builds an interpreter. Building one is the probe: a runtime with
-the wrong NumPy imports fine and fails only then.
+A backend module has `SUFFIX`, the kind of file it runs; `PIP`, what installs it; `MODULE`, what is
+imported; `KERNELS`, the names of its settings, the first being the one that is used on the device;
+`open_session(path, threads, kernels)`, which builds an interpreter; and
+`read_contract(path, session)`. Building an interpreter is the probe: a runtime with the wrong NumPy
+imports fine and fails only then.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,21 +20,12 @@ import numpy.typing as npt
 from ..contract import Contract
 from ..errors import BadInput, Missing, UsageError, UserError, first_line
 from . import litert, onnxruntime, tflite_runtime
+from .session import Session, TensorInfo
 
-
-class Model(Protocol):
-    """A model file opened by one runtime."""
-
-    contract: Contract
-    runtime: str  # name and version
-
-    def run(self, pixels: npt.NDArray[np.uint8]) -> list[npt.NDArray[Any]]:
-        """uint8 N x C x H x W to every output of the file, batch first, in the file's own dtypes.
-
-        Integer outputs stay integers; `deploy.runner.scores` makes them real.
-        """
-        ...
-
+__all__ = [
+    *("BACKENDS", "Model", "Session", "TensorInfo"),
+    *("as_input", "open_first", "open_session", "open_with"),
+]
 
 BACKENDS: dict[str, ModuleType] = {
     "litert": litert,
@@ -41,13 +34,50 @@ BACKENDS: dict[str, ModuleType] = {
 }
 
 
-def open_with(runtime: str, path: Path, threads: int = 1) -> Model:
-    """Open `path` with exactly this runtime. Raises Missing where it cannot be used."""
+@dataclass(frozen=True)
+class Model:
+    """A file that has a contract and keeps it: pictures in, scores out."""
+
+    contract: Contract
+    session: Session
+
+    @property
+    def runtime(self) -> str:
+        """Name and version."""
+        return self.session.runtime
+
+    def run(self, pixels: npt.NDArray[np.uint8]) -> list[npt.NDArray[Any]]:
+        """uint8 N x C x H x W to every output of the file, batch first, in the file's own dtypes.
+
+        Integer outputs stay integers; `deploy.runner.scores` makes them real.
+        """
+        return self.session.run(as_input(pixels, self.session.inputs[0].dtype))
+
+
+def as_input(pixels: npt.NDArray[np.uint8], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
+    """Pixels as a model takes them: int8 with scale 1/255 and zero point -128, or float32."""
+    if dtype == np.int8:
+        return (pixels.astype(np.int16) - 128).astype(np.int8)
+    return pixels.astype(np.float32) / np.float32(255)
+
+
+def _backend(runtime: str) -> ModuleType:
     if runtime not in BACKENDS:
         raise UsageError(f"unknown runtime {runtime!r}", f"choose {', '.join(BACKENDS)}")
-    backend = BACKENDS[runtime]
+    return BACKENDS[runtime]
+
+
+def open_session(runtime: str, path: Path, threads: int = 1, kernels: str | None = None) -> Session:
+    """Open any model file with exactly this runtime; `kernels` None is what the device uses.
+
+    Raises Missing where the runtime cannot be used, BadInput for a file that it cannot load.
+    """
+    backend = _backend(runtime)
+    kernels = backend.KERNELS[0] if kernels is None else kernels
+    if kernels not in backend.KERNELS:
+        raise UsageError(f"unknown kernels {kernels!r}", f"choose {', '.join(backend.KERNELS)}")
     try:
-        model: Model = backend.open_model(path, threads=threads)
+        session: Session = backend.open_session(path, threads=threads, kernels=kernels)
     except UserError:
         raise
     except ImportError as error:
@@ -58,7 +88,35 @@ def open_with(runtime: str, path: Path, threads: int = 1) -> Model:
         raise Missing(f"{runtime}: does not fit this NumPy {np.__version__} ({error})") from error
     except (ValueError, RuntimeError) as error:
         raise BadInput(f"{path}: {runtime} cannot load it ({first_line(error)})") from error
-    return model
+    return session
+
+
+def open_with(runtime: str, path: Path, threads: int = 1, kernels: str | None = None) -> Model:
+    """Open a model file and check it against its contract.
+
+    Raises as `open_session` does, and BadInput for a file without a contract or unlike it.
+    """
+    session = open_session(runtime, path, threads, kernels)
+    backend = _backend(runtime)
+    contract: Contract = backend.read_contract(path, session)
+    if len(session.inputs) != 1 or not session.outputs:
+        raise BadInput(f"{path}: {len(session.inputs)} inputs, {len(session.outputs)} outputs")
+    found = session.inputs[0].shape[1:]
+    if found != contract.input_shape:
+        raise BadInput(
+            f"{path}: the input has shape {found}, the contract says {contract.input_shape}"
+        )
+    sides = ((session.inputs[0], contract.input), (session.outputs[0], contract.output))
+    for tensor, stated in sides:
+        if backend is onnxruntime and tensor.dtype == np.float32:
+            continue  # ONNX quantizes inside the graph: its session cannot say how
+        if stated is not None:  # files keep scales in float32
+            stated = replace(stated, scale=float(np.float32(stated.scale)))
+        if tensor.quantization != stated:
+            raise BadInput(
+                f"{path}: {tensor.name!r} has {tensor.quantization}, the contract says {stated}"
+            )
+    return Model(contract, session)
 
 
 def open_first(models: dict[str, Path], threads: int = 1) -> Model:

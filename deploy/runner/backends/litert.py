@@ -4,20 +4,22 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..quiet import quiet
-from .tflite import TfliteModel
+from . import tflite
+from .tflite import KERNELS, TfliteSession, read_contract
+
+__all__ = ["KERNELS", "MODULE", "PIP", "SUFFIX", "open_session", "read_contract"]
 
 SUFFIX = ".tflite"
 PIP = "ai-edge-litert"
 MODULE = "ai_edge_litert.interpreter"
 
 
-def open_model(path: Path, threads: int) -> TfliteModel:
-    """Build an interpreter for `path`; see `backends.open_with` for what can go wrong."""
+def open_session(path: Path, threads: int, kernels: str) -> TfliteSession:
+    """Build an interpreter for `path`; see `backends.open_session` for what can go wrong."""
     from importlib.metadata import version
 
-    from ai_edge_litert.interpreter import Interpreter
+    from ai_edge_litert import interpreter
 
-    with quiet():  # it announces its XNNPACK delegate
-        interpreter = Interpreter(str(path), num_threads=threads)
-        return TfliteModel(path, interpreter, f"litert {version('ai-edge-litert')}")
+    return tflite.open_session(
+        path, threads, kernels, interpreter, f"litert {version('ai-edge-litert')}"
+    )

@@ -10,51 +10,79 @@ import numpy.typing as npt
 
 from ..contract import Contract
 from ..errors import BadInput, first_line
+from .session import TensorInfo, check_values
 
 SUFFIX = ".onnx"
 PIP = "onnxruntime"
 MODULE = "onnxruntime"
 CONTRACT_KEY = "contract"
 
+# How far the graph is rewritten; "disabled" runs it node by node as it is in the file.
+LEVELS = {
+    "all": "ORT_ENABLE_ALL",
+    "extended": "ORT_ENABLE_EXTENDED",
+    "basic": "ORT_ENABLE_BASIC",
+    "disabled": "ORT_DISABLE_ALL",
+}
+KERNELS = tuple(LEVELS)
 
-class OnnxModel:
+DTYPES = {
+    "tensor(bool)": np.bool_,
+    "tensor(uint8)": np.uint8,
+    "tensor(int8)": np.int8,
+    "tensor(int32)": np.int32,
+    "tensor(int64)": np.int64,
+    "tensor(float16)": np.float16,
+    "tensor(float)": np.float32,
+    "tensor(double)": np.float64,
+}
+
+
+class OnnxSession:
     """One session; a whole batch goes through at once."""
 
     def __init__(self, path: Path, session: Any, runtime: str) -> None:
-        metadata = session.get_modelmeta().custom_metadata_map
-        if CONTRACT_KEY not in metadata:
-            raise BadInput(f"{path}: no contract in this ONNX file", "export it with this pipeline")
-        self.contract = Contract.from_json(metadata[CONTRACT_KEY], str(path))
         self.runtime = runtime
+        self.metadata: dict[str, str] = session.get_modelmeta().custom_metadata_map
         self._session = session
-        (self._input,) = session.get_inputs()
-        expected, found = list(self.contract.input_shape), list(self._input.shape[1:])
-        if found != expected:
-            raise BadInput(f"{path}: the input has shape {found}, the contract says {expected}")
+        self.inputs = tuple(_tensor_info(path, node) for node in session.get_inputs())
+        self.outputs = tuple(_tensor_info(path, node) for node in session.get_outputs())
 
-    def run(self, pixels: npt.NDArray[np.uint8]) -> list[npt.NDArray[Any]]:
-        """See `backends.Model`."""
-        values = pixels.astype(np.float32) / np.float32(255)
-        outputs: list[npt.NDArray[Any]] = self._session.run(None, {self._input.name: values})
+    def run(self, *values: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+        """See `session.Session`."""
+        check_values(self.inputs, values)
+        feed = {tensor.name: value for tensor, value in zip(self.inputs, values, strict=True)}
+        outputs: list[npt.NDArray[Any]] = self._session.run(None, feed)
         return outputs
 
 
-def open_model(path: Path, threads: int, optimize: bool = True) -> OnnxModel:
-    """Build a session for `path`; see `backends.open_with` for what can go wrong.
+def read_contract(path: Path, session: OnnxSession) -> Contract:
+    """The contract in the file's metadata. Raises BadInput where there is none."""
+    if CONTRACT_KEY not in session.metadata:
+        raise BadInput(f"{path}: no contract in this ONNX file", "export it with this pipeline")
+    return Contract.from_json(session.metadata[CONTRACT_KEY], str(path))
 
-    `optimize=False` runs the graph node by node as it is in the file.
-    """
+
+def open_session(path: Path, threads: int, kernels: str) -> OnnxSession:
+    """Build a session for `path`; see `backends.open_session` for what can go wrong."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.log_severity_level = 3
-    if not optimize:
-        options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, LEVELS[kernels])
     try:
         session = onnxruntime.InferenceSession(
             str(path), options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # its own exception types share no base but Exception
         raise BadInput(f"{path}: onnxruntime cannot load it ({first_line(error)})") from error
-    return OnnxModel(path, session, f"onnxruntime {onnxruntime.__version__}")
+    return OnnxSession(path, session, f"onnxruntime {onnxruntime.__version__}")
+
+
+def _tensor_info(path: Path, node: Any) -> TensorInfo:
+    """Axes without a number are named, or None. Raises BadInput for what is no array of numbers."""
+    if node.type not in DTYPES:
+        raise BadInput(f"{path}: {node.name!r} is a {node.type}")
+    shape = tuple(size if isinstance(size, int) else -1 for size in node.shape)
+    return TensorInfo(node.name, shape, np.dtype(DTYPES[node.type]), None)

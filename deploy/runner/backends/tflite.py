@@ -11,14 +11,26 @@ import numpy.typing as npt
 
 from ..contract import Contract, Quantization
 from ..errors import BadInput
+from ..quiet import quiet
+from .session import TensorInfo, check_values
 
 CONTRACT_MEMBER = "contract.json"
+SIGNATURE = "serving_default"
+
+# The runtimes' own names for these settings, in their `OpResolverType`.
+RESOLVERS = {
+    "xnnpack": "AUTO",
+    "builtin": "BUILTIN_WITHOUT_DEFAULT_DELEGATES",
+    "reference": "BUILTIN_REF",
+}
+KERNELS = tuple(RESOLVERS)
 
 
-def contract(path: Path) -> Contract:
+def read_contract(path: Path, _: TfliteSession) -> Contract:
     """The contract, which stands behind the flatbuffer as a zip archive.
 
     This is how TFLite files carry associated files; loaders ignore what follows the flatbuffer.
+    Raises BadInput where there is none.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -30,52 +42,61 @@ def contract(path: Path) -> Contract:
     return Contract.from_json(text, str(path))
 
 
-class TfliteModel:
+def open_session(
+    path: Path, threads: int, kernels: str, module: Any, runtime: str
+) -> TfliteSession:
+    """Build an interpreter of `module`, the runtime's own `interpreter` module."""
+    resolver = module.OpResolverType[RESOLVERS[kernels]]
+    with quiet():  # it announces its XNNPACK delegate
+        interpreter = module.Interpreter(
+            str(path), num_threads=threads, experimental_op_resolver_type=resolver
+        )
+        interpreter.allocate_tensors()
+    return TfliteSession(path, interpreter, runtime)
+
+
+class TfliteSession:
     """One interpreter; images go through one at a time, since shapes in the file are fixed."""
 
     def __init__(self, path: Path, interpreter: Any, runtime: str) -> None:
-        self.contract = contract(path)
         self.runtime = runtime
         self._interpreter = interpreter
-        interpreter.allocate_tensors()
-        (self._input,) = interpreter.get_input_details()
-        # The converter names outputs output_0, output_1, ... in the program's order.
-        outputs = interpreter.get_signature_runner("serving_default").get_output_details()
-        self._outputs = [outputs[name] for name in sorted(outputs, key=_position)]
-        self._check(path)
+        inputs, outputs = interpreter.get_input_details(), interpreter.get_output_details()
+        if SIGNATURE in interpreter.get_signature_list():
+            # The subgraph's own order may be another than that of the program's arguments and
+            # outputs, which the converter numbers: args_0, args_1, ..., output_0, output_1, ...
+            signature = interpreter.get_signature_runner(SIGNATURE)
+            inputs = _in_order(signature.get_input_details())
+            outputs = _in_order(signature.get_output_details())
+        self.inputs = tuple(_tensor_info(path, details) for details in inputs)
+        self.outputs = tuple(_tensor_info(path, details) for details in outputs)
+        self._inputs = [details["index"] for details in inputs]
+        self._outputs = [details["index"] for details in outputs]
 
-    def _check(self, path: Path) -> None:
-        expected = (1, *self.contract.input_shape)
-        found = tuple(int(size) for size in self._input["shape"])
-        if found != expected:
-            raise BadInput(f"{path}: the input has shape {found}, the contract says {expected}")
-        if self.contract.input is None or self.contract.output is None:
-            return
-        sides = ((self._input, self.contract.input), (self._outputs[0], self.contract.output))
-        for details, stated in sides:
-            scale, zero_point = details["quantization"]
-            if Quantization(float(np.float32(stated.scale)), stated.zero_point) != Quantization(
-                float(scale), int(zero_point)
-            ):
-                raise BadInput(
-                    f"{path}: quantization {scale}, {zero_point}, but the contract says {stated}"
-                )
-
-    def run(self, pixels: npt.NDArray[np.uint8]) -> list[npt.NDArray[Any]]:
-        """See `backends.Model`."""
-        values: npt.NDArray[Any]
-        if self._input["dtype"] == np.int8:
-            values = (pixels.astype(np.int16) - 128).astype(np.int8)  # scale 1/255, zero point -128
-        else:
-            values = pixels.astype(np.float32) / np.float32(255)
-        outputs: list[list[npt.NDArray[Any]]] = [[] for _ in self._outputs]
-        for image in values:
-            self._interpreter.set_tensor(self._input["index"], image[None])
+    def run(self, *values: npt.NDArray[Any]) -> list[npt.NDArray[Any]]:
+        """See `session.Session`."""
+        check_values(self.inputs, values)
+        images = len(values[0])
+        results = [np.empty((images, *info.shape[1:]), info.dtype) for info in self.outputs]
+        for i in range(images):
+            for index, value in zip(self._inputs, values, strict=True):
+                self._interpreter.set_tensor(index, value[i : i + 1])
             self._interpreter.invoke()
-            for kept, details in zip(outputs, self._outputs, strict=True):
-                kept.append(self._interpreter.get_tensor(details["index"])[0])
-        return [np.stack(kept) for kept in outputs]
+            for index, result in zip(self._outputs, results, strict=True):
+                result[i] = self._interpreter.get_tensor(index)[0]
+        return results
 
 
-def _position(name: str) -> int:
-    return int(name.removeprefix("output_"))
+def _in_order(details: dict[str, Any]) -> list[Any]:
+    """By name, where output_10 comes after output_2."""
+    return [details[name] for name in sorted(details, key=lambda name: (len(name), name))]
+
+
+def _tensor_info(path: Path, details: dict[str, Any]) -> TensorInfo:
+    """Raises BadInput for a tensor that is not one image: no batch can be made of it."""
+    name, shape = str(details["name"]), tuple(int(size) for size in details["shape"])
+    if shape[:1] != (1,):
+        raise BadInput(f"{path}: tensor {name!r} has shape {shape}, not that of one image")
+    scale, zero_point = details["quantization"]  # 0, 0 where it has none or one per channel
+    quantization = Quantization(float(scale), int(zero_point)) if scale else None
+    return TensorInfo(name, (-1, *shape[1:]), np.dtype(details["dtype"]), quantization)

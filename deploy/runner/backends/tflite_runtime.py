@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..quiet import quiet
-from .tflite import TfliteModel
+from . import tflite
+from .tflite import KERNELS, TfliteSession, read_contract
+
+__all__ = ["KERNELS", "MODULE", "PIP", "SUFFIX", "open_session", "read_contract"]
 
 SUFFIX = ".tflite"
 PIP = "tflite-runtime 'numpy<2'"
 MODULE = "tflite_runtime.interpreter"
 
 
-def open_model(path: Path, threads: int) -> TfliteModel:
-    """Build an interpreter for `path`; see `backends.open_with` for what can go wrong."""
+def open_session(path: Path, threads: int, kernels: str) -> TfliteSession:
+    """Build an interpreter for `path`; see `backends.open_session` for what can go wrong."""
     import tflite_runtime
-    from tflite_runtime.interpreter import Interpreter
+    from tflite_runtime import interpreter
 
-    with quiet():  # it announces its XNNPACK delegate
-        interpreter = Interpreter(str(path), num_threads=threads)
-        return TfliteModel(path, interpreter, f"tflite-runtime {tflite_runtime.__version__}")
+    return tflite.open_session(
+        path, threads, kernels, interpreter, f"tflite-runtime {tflite_runtime.__version__}"
+    )

@@ -1,0 +1,260 @@
+"""The layers that are judged: an ONNX graph cut where a layer's value is complete.
+
+The same layers are then found again in the program and in a TFLite file, by kind and in order
+(`align`), so that the value of a layer means the same thing in all of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+
+from deploy.runner.contract import Quantization
+
+from ..errors import BadInput
+
+# An operator's kind. One that is in neither table is a layer by its own name.
+KINDS = {
+    "Conv": "conv",
+    "Gemm": "linear",
+    "MatMul": "linear",
+    "MaxPool": "max pool",
+    "AveragePool": "average pool",
+    "GlobalAveragePool": "average pool",
+    "ReduceMean": "average pool",
+    "Relu": "relu",
+    "Clip": "clip",
+    "Sigmoid": "sigmoid",
+    "Tanh": "tanh",
+    "LeakyRelu": "leaky relu",
+    "HardSwish": "hard swish",
+    "Gelu": "gelu",
+    "Elu": "elu",
+    "Softmax": "softmax",
+    "LogSoftmax": "log softmax",
+    "BatchNormalization": "batch norm",
+    "Add": "add",
+    "Sub": "sub",
+    "Mul": "mul",
+    "Div": "div",
+    "Concat": "concat",
+}
+# What brings values to a layer without being one; it belongs to the layer after it.
+MOVING = {
+    *("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Dropout", "Pad"),
+    *("Cast", "QuantizeLinear", "DequantizeLinear", "Constant", "Shape", "Gather", "Slice"),
+}
+# What runtimes merge into the layer before it, where it is the only one to use that layer's value.
+MERGED = {"Relu", "Clip", "BatchNormalization"}
+MERGING = {*("Conv", "Gemm", "MatMul", "BatchNormalization", "Add", "Sub", "Mul", "ReduceMean")} | {
+    *("MaxPool", "AveragePool", "GlobalAveragePool")
+}
+SAME = {"mean": "average pool"}  # one layer under two names
+IMAGE = "image"
+
+
+@dataclass(frozen=True)
+class Layer:
+    """`nodes` compute `value` from the values of the layers `inputs` (or IMAGE).
+
+    `shape` is without the batch. `quantization` is set where the value is int8.
+    """
+
+    name: str
+    kind: str
+    inputs: tuple[str, ...]
+    value: str
+    nodes: tuple[onnx.NodeProto, ...]
+    shape: tuple[int, ...]
+    quantization: Quantization | None
+
+
+@dataclass(frozen=True)
+class Network:
+    """Layers in the file's order, the last one being the output. `image` names the input's value:
+    in an int8 file the quantized image. `constants` has float32 ones in float64, and gathers what
+    follows from constants alone.
+    """
+
+    model: onnx.ModelProto
+    image: str
+    image_shape: tuple[int, ...]
+    image_quantization: Quantization | None
+    layers: tuple[Layer, ...]
+    constants: dict[str, npt.NDArray[Any]]
+    opset: int
+
+    @property
+    def values(self) -> dict[str, str]:
+        """Layer name to the name of its value in the file."""
+        return {IMAGE: self.image} | {layer.name: layer.value for layer in self.layers}
+
+    @property
+    def int8(self) -> bool:
+        """Whether the layers' values are int8."""
+        return self.layers[-1].quantization is not None
+
+
+def read_network(
+    model: onnx.ModelProto, names: Sequence[tuple[str, str]] = ()
+) -> Network:
+    """Cut a graph into layers. Raises BadInput for what cannot be cut.
+
+    `names` are (name, kind) of the layers that are expected; without them the cuts follow from
+    the operators alone, and a layer is named as its value is.
+    """
+    cutter = Cutter(onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True))
+    found = cutter.ends()
+    if not names:
+        names = [(value, " + ".join(KINDS.get(op, op) for op in ops)) for value, ops in found]
+    heads = [kind.split(" + ")[0] for _, kind in names]
+    groups = align(heads, [KINDS.get(ops[0], ops[0]) for _, ops in found])
+    ends = [found[group[-1]][0] for group in groups]
+    return cutter.network([(*name, end) for name, end in zip(names, ends, strict=True)])
+
+
+def align(heads: Sequence[str], kinds: Sequence[str]) -> list[range]:
+    """Which operators make up each layer, both in order. `heads` is the kind each layer begins
+    with.
+
+    A layer goes on until the next one's kind comes. Raises BadInput where layers are left over.
+    """
+    heads, kinds = ([SAME.get(kind, kind) for kind in side] for side in (heads, kinds))
+    groups, start = [], 0
+    for number, head in enumerate(heads):
+        # A kind that the file does not know was made of other operators: it begins right here.
+        if start >= len(kinds) or (head in kinds[start:] and kinds[start] != head):
+            raise BadInput(
+                f"layer {number + 1} of {len(heads)} ({head}) is not mapped: the file has "
+                f"{', '.join(kinds)}"
+            )
+        following, end = heads[number + 1 : number + 2], start + 1
+        while end < len(kinds) and kinds[end : end + 1] != following:
+            end += 1
+        groups.append(range(start, end))
+        start = end
+    return groups
+
+
+class Cutter:
+    def __init__(self, model: onnx.ModelProto) -> None:
+        graph = model.graph
+        self.model = model
+        self.constants = {i.name: onnx.numpy_helper.to_array(i) for i in graph.initializer}
+        self.producer = {name: node for node in graph.node for name in node.output}
+        self.users: dict[str, list[onnx.NodeProto]] = {}
+        self.fixed = set(self.constants)  # values that depend on constants only
+        for node in graph.node:
+            for name in node.input:
+                self.users.setdefault(name, []).append(node)
+            if all(name in self.fixed for name in node.input if name):
+                self.fixed.update(node.output)
+        given = [value for value in graph.input if value.name not in self.constants]
+        if len(given) != 1 or len(graph.output) != 1:
+            raise BadInput(
+                f"the model has {len(given)} inputs and {len(graph.output)} outputs",
+                "only models with one of each can be compared layer by layer",
+            )
+        self.image = given[0].name
+        first = self.users.get(self.image, [])
+        if len(first) == 1 and first[0].op_type == "QuantizeLinear":
+            self.image = first[0].output[0]
+        self.output = graph.output[0].name
+        typed = (*graph.value_info, *graph.input, *graph.output)
+        self.shapes = {
+            value.name: tuple(d.dim_value for d in value.type.tensor_type.shape.dim)
+            for value in typed
+        }
+
+    def ends(self) -> list[tuple[str, list[str]]]:
+        """Every layer's value and its operators, in order."""
+        found: list[tuple[str, list[str]]] = []
+        place: dict[str, int] = {}  # value to the layer it is the present end of
+        for node in self.model.graph.node:
+            if node.op_type in MOVING or node.output[0] in self.fixed:
+                continue
+            before = next(name for name in node.input if name not in self.fixed)
+            number = place.get(before)
+            alone = len(self.users[before]) == 1
+            bias = node.op_type == "Add" and any(name in self.fixed for name in node.input)
+            if number is not None and alone:
+                last = found[number][1][-1]
+                if (node.op_type in MERGED and last in MERGING) or (bias and last == "MatMul"):
+                    found[number] = (node.output[0], [*found[number][1], node.op_type])
+                    place[node.output[0]] = number
+                    continue
+            place[node.output[0]] = len(found)
+            found.append((node.output[0], [node.op_type]))
+        return [(self._integers(value), operators) for value, operators in found]
+
+    def _integers(self, value: str) -> str:
+        """The int8 value that a float value is quantized to, else the value itself."""
+        users = self.users.get(value, [])
+        if len(users) == 1 and users[0].op_type == "QuantizeLinear":
+            return str(users[0].output[0])
+        return value
+
+    def network(self, cuts: list[tuple[str, str, str]]) -> Network:
+        names = {value: name for name, _, value in cuts} | {self.image: IMAGE}
+        layers = []
+        for name, kind, value in cuts:
+            nodes, inputs = self.between(value, set(names) - {value})
+            layers.append(
+                Layer(
+                    name,
+                    kind,
+                    tuple(names[stop] for stop in inputs),
+                    value,
+                    nodes,
+                    self.shapes[value][1:],
+                    self.quantization(value),
+                )
+            )
+        opset = next(entry.version for entry in self.model.opset_import if entry.domain == "")
+        return Network(
+            self.model,
+            self.image,
+            self.shapes[self.image][1:],
+            self.quantization(self.image),
+            tuple(layers),
+            {
+                name: value.astype(np.float64) if value.dtype == np.float32 else value
+                for name, value in self.constants.items()
+            },
+            opset,
+        )
+
+    def between(
+        self, value: str, stops: set[str]
+    ) -> tuple[tuple[onnx.NodeProto, ...], tuple[str, ...]]:
+        """The nodes that `value` is computed by, back to other layers' values, and which those
+        are.
+        """
+        wanted, seen, reached = [value], set(), []
+        while wanted:
+            name = wanted.pop()
+            if name in stops:
+                if name not in reached:
+                    reached.append(name)
+            elif name and name not in seen and name not in self.constants:
+                if name not in self.producer:
+                    raise BadInput(f"the value {name} comes from nowhere")
+                seen.add(name)
+                wanted.extend(reversed(self.producer[name].input))
+        nodes = tuple(n for n in self.model.graph.node if seen & set(n.output))
+        return nodes, tuple(reached)
+
+    def quantization(self, value: str) -> Quantization | None:
+        node = self.producer.get(value)
+        if node is None or node.op_type != "QuantizeLinear":
+            return None
+        scale = self.constants[node.input[1]]
+        zero_point = self.constants[node.input[2]] if len(node.input) > 2 else np.uint8(0)
+        if scale.size != 1 or np.asarray(zero_point).dtype != np.int8:
+            raise BadInput(f"{value}: only int8 with one scale a tensor can be compared")
+        return Quantization(float(scale.reshape(())), int(np.asarray(zero_point).reshape(())))

@@ -1,0 +1,178 @@
+"""A file in a runtime, laid open: what comes out, whole and layer by layer, and the verdict on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from deploy.runner.backends import Session, as_input
+from deploy.runner.scores import steps
+
+from ..errors import UserError, first_line
+from .bounds import Bounded, exactly
+from .judge import Judgement, against_bound, bounded, judge, measured
+from .layers import IMAGE, Layer, Network
+from .rounding import exact_of
+from .runtimes import Configuration, Runtimes, run_all
+
+Array = npt.NDArray[Any]
+
+
+class LayeredFile(Protocol):
+    """See `onnx_file` and `tflite_file`."""
+
+    suffix: str
+
+    def observed(self) -> bytes: ...
+    def split(self, outputs: list[Array]) -> tuple[Array, dict[str, Array]]: ...
+    def slice(self, layer: Layer) -> bytes: ...
+    def given(self, name: str, values: Array) -> Array: ...
+    def canonical(self, name: str, values: Array) -> Array: ...
+
+
+@dataclass
+class LayerVerdict:
+    """One layer in one runtime: alone, fed the reference's and made values; in place, judged by what
+    it was really fed; and `accumulated`, its difference from the reference's own chain of layers.
+    """
+
+    layer: Layer
+    isolated: Judgement | None = None
+    in_place: Judgement = field(default_factory=Judgement)
+    accumulated: Judgement = field(default_factory=Judgement)
+
+    @property
+    def passed(self) -> bool:
+        """In place and, where it was looked at alone, alone."""
+        return self.in_place.passed and (self.isolated is None or self.isolated.passed)
+
+
+@dataclass
+class Subject:
+    """`file` names it in reports. `observer` counts final outputs that differ when layers are
+    observed; `error` says why there is nothing to judge.
+    """
+
+    file: str
+    precision: str
+    configuration: str
+    shipped: bool
+    layers: list[LayerVerdict]
+    runtime: str = ""
+    error: str | None = None
+    observed: int = 0
+    observer: int = 0
+    finals: list[Array] = field(default_factory=list)
+
+    @property
+    def passed(self) -> bool:
+        """Every layer passed, and observing them changed nothing that is not within its bound."""
+        return (
+            self.error is None
+            and bool(self.layers)
+            and self.observed > 0
+            and all(layer.passed for layer in self.layers)
+            and (self.observer == 0 or self.layers[-1].accumulated.passed)
+        )
+
+    @property
+    def first_broken(self) -> LayerVerdict | None:
+        """The first layer that is wrong by itself; where none was looked at alone, in place."""
+        return next((layer for layer in self.layers if not layer.passed), None)
+
+
+def reference_chain(network: Network, pixels: Array) -> dict[str, Any]:
+    """Every layer's value in the reference, from its own predecessors: `Bounded` for fp32, with all
+    that float32 may be off by until there, int8 integers otherwise. `pixels` uint8 N x C x H x W.
+    """
+    values: dict[str, Any] = {IMAGE: as_input(pixels, np.dtype(np.int8 if network.int8 else np.float32))}
+    if not network.int8:
+        values[IMAGE] = exactly(values[IMAGE])
+    for layer in network.layers:
+        given = {name: values[name] for name in layer.inputs}
+        if network.int8:
+            values[layer.name] = exact_of(layer, network, given).nearest.astype(np.int8)
+        else:
+            values[layer.name] = bounded(layer, network, given)
+    return values
+
+
+def observe(
+    subject: Subject,
+    network: Network,
+    pixels: Array,
+    chain: Mapping[str, Any],
+    final: Array,
+    whole: Array,
+    found: Mapping[str, Array],
+    first: int,
+) -> None:
+    """Judge one batch in place. `final` and `found` come from the file with its layers as outputs,
+    `whole` from the file as it is.
+    """
+    subject.observed += whole.size
+    subject.observer += whole.size if final.shape != whole.shape else int(_differ(final, whole))
+    values = {IMAGE: as_input(pixels, np.dtype(np.int8 if network.int8 else np.float32))} | dict(found)
+    for verdict in subject.layers:
+        layer = verdict.layer
+        value = values[layer.name]
+        judgement = judge(layer, network, {name: values[name] for name in layer.inputs}, value, first)
+        verdict.in_place += judgement
+        if judgement.problem is None:
+            verdict.accumulated += _accumulated(chain[layer.name], value, first)
+        elif layer.name != subject.layers[-1].layer.name:
+            # What follows would be judged by inputs that are no numbers of this layer.
+            raise ValueError(f"{layer.name}: {judgement.problem}")
+
+
+def _differ(one: Array, other: Array) -> int:
+    """Elements that are not bit for bit equal; NaN equals NaN here, another check finds it."""
+    return int((~((one == other) | (np.isnan(one) & np.isnan(other)))).sum())
+
+
+def _accumulated(expected: Any, found: Array, first: int) -> Judgement:
+    if isinstance(expected, Bounded):
+        return against_bound(expected, found, first)
+    return measured(expected.astype(np.float64), found.astype(np.float64), first)
+
+
+def isolate(
+    verdict: LayerVerdict,
+    network: Network,
+    file: LayeredFile,
+    configuration: Configuration,
+    runtimes: Runtimes,
+    inputs: Mapping[str, Array],
+) -> None:
+    """Judge one layer alone, cut out of its file and fed `inputs`."""
+    layer = verdict.layer
+    try:
+        session = runtimes.open(configuration, file.slice(layer), f"slice{file.suffix}")
+        values = tuple(file.given(name, inputs[name]) for name in layer.inputs)
+        found = file.canonical(layer.name, run_all(session, values, configuration.batch)[0])
+    except UserError as error:
+        verdict.isolated = Judgement(problem=first_line(error))
+        return
+    verdict.isolated = judge(layer, network, inputs, found)
+
+
+def integers(network: Network, values: Mapping[str, Array]) -> dict[str, Array]:
+    """Real values that stand for int8 integers, as those integers, by layer name."""
+    quantizations = {layer.name: layer.quantization for layer in network.layers}
+    found = {}
+    for name, value in values.items():
+        quantization = quantizations[name]
+        if quantization is None or value.dtype == np.int8:
+            found[name] = value
+        else:
+            found[name] = steps(value, quantization).astype(np.int8)
+    return found
+
+
+def named(network: Network, values: Sequence[Array]) -> dict[str, Array]:
+    """Layer values in the network's order, by name."""
+    return {layer.name: value for layer, value in zip(network.layers, values, strict=True)}

@@ -1,0 +1,208 @@
+"""A TFLite file with its layers laid open: all of them as outputs, or one cut out.
+
+The file is edited, not converted again: operators, weights and quantization stay what they are. A
+tensor may be N x H x W x C where the program's value is N x C x H x W; which one it is follows from
+the operators that made it, never from comparing numbers.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from deploy.runner.quiet import quiet
+
+from ..errors import BadInput, first_line
+from .layers import IMAGE, Layer, align
+
+Array = npt.NDArray[Any]
+Order = tuple[int, ...]  # for each axis of a tensor, the axis of the program's value that it is
+
+CHANNELS_LAST: Order = (0, 2, 3, 1)
+KINDS = {
+    "CONV_2D": "conv",
+    "DEPTHWISE_CONV_2D": "conv",
+    "FULLY_CONNECTED": "linear",
+    "MAX_POOL_2D": "max pool",
+    "AVERAGE_POOL_2D": "average pool",
+    "MEAN": "average pool",
+    "RELU": "relu",
+    "RELU6": "clip",
+    "RELU_0_TO_1": "clip",
+    "RELU_N1_TO_1": "clip",
+    "LOGISTIC": "sigmoid",
+    "TANH": "tanh",
+    "LEAKY_RELU": "leaky relu",
+    "HARD_SWISH": "hard swish",
+    "GELU": "gelu",
+    "ELU": "elu",
+    "SOFTMAX": "softmax",
+    "LOG_SOFTMAX": "log softmax",
+    "ADD": "add",
+    "SUB": "sub",
+    "MUL": "mul",
+    "DIV": "div",
+    "CONCATENATION": "concat",
+}
+SPATIAL = {"CONV_2D", "DEPTHWISE_CONV_2D", "MAX_POOL_2D", "AVERAGE_POOL_2D"}
+MOVING = {
+    *("RESHAPE", "TRANSPOSE", "PAD", "PADV2", "MIRROR_PAD", "SQUEEZE", "EXPAND_DIMS"),
+    *("QUANTIZE", "DEQUANTIZE", "CAST"),
+}
+
+
+class TfliteFile:
+    """`layers` are those of the program, whose values are looked for in the file."""
+
+    suffix = ".tflite"
+
+    def __init__(self, content: bytes, name: str, layers: Sequence[Layer]) -> None:
+        self._model, self._graph = _parse(content, name)
+        graph = self._graph
+        self._names = [_name(self._model, operator) for operator in graph.operators]
+        self._orders = self._trace()
+        self._tensors = {IMAGE: int(graph.inputs[0])} | self._locate(layers)
+        self._shapes = {layer.name: layer.shape for layer in layers}
+
+    def changed(self, content: bytes) -> TfliteFile:
+        """Another file in which the same values are the same tensors: a mutant."""
+        other = copy.copy(self)
+        other._model, other._graph = _parse(content, "the changed file")
+        return other
+
+    def _trace(self) -> dict[int, Order]:
+        """The order of the axes of every tensor with four of them."""
+        orders: dict[int, Order] = {int(self._graph.inputs[0]): (0, 1, 2, 3)}
+        for name, operator in zip(self._names, self._graph.operators, strict=True):
+            source = next((int(t) for t in operator.inputs if int(t) in orders), None)
+            target = int(operator.outputs[0])
+            if len(self._graph.tensors[target].shape) != 4:
+                continue
+            if name in SPATIAL:
+                orders[target] = CHANNELS_LAST
+            elif source is not None and name == "TRANSPOSE":
+                permutation = self._constant(int(operator.inputs[1]))
+                orders[target] = tuple(orders[source][int(axis)] for axis in permutation)
+            elif source is not None and name == "RESHAPE":
+                orders[target] = self._reshaped(source, target, orders[source])
+            elif source is not None:
+                orders[target] = orders[source]
+            else:
+                orders[target] = (0, 1, 2, 3)
+        return orders
+
+    def _reshaped(self, source: int, target: int, order: Order) -> Order:
+        """Moving axes of size 1 about, as converters do for one channel, is a transposition."""
+        before, after = (list(self._graph.tensors[t].shape) for t in (source, target))
+        long = [axis for axis, size in zip(order, before, strict=True) if size != 1]
+        short = sorted(set(order) - set(long))
+        if [size for size in before if size != 1] != [size for size in after if size != 1]:
+            return (0, 1, 2, 3)  # a new shape: its values have the order in which they lie
+        return tuple(long.pop(0) if size != 1 else short.pop(0) for size in after)
+
+    def _constant(self, tensor: int) -> Array:
+        data = self._model.buffers[self._graph.tensors[tensor].buffer].data
+        return np.frombuffer(bytes(data), np.int32)
+
+    def _locate(self, layers: Sequence[Layer]) -> dict[str, int]:
+        computing = [
+            (KINDS.get(name, name.lower()), int(operator.outputs[0]))
+            for name, operator in zip(self._names, self._graph.operators, strict=True)
+            if name not in MOVING
+        ]
+        heads = [layer.kind.split(" + ")[0] for layer in layers]
+        groups = align(heads, [kind for kind, _ in computing])
+        ends = [computing[group[-1]][1] for group in groups]
+        return {layer.name: end for layer, end in zip(layers, ends, strict=True)}
+
+    def observed(self) -> bytes:
+        """The file with every layer's tensor as a further output."""
+        wanted = [int(self._graph.outputs[0]), *list(self._tensors.values())[1:]]
+        return self._written(list(self._graph.inputs), list(dict.fromkeys(wanted)))
+
+    def split(self, outputs: list[Array]) -> tuple[Array, dict[str, Array]]:
+        """The outputs of the observed file: its own, and each layer's value as the program's."""
+        final = int(self._graph.outputs[0])
+        tensors = list(dict.fromkeys([final, *list(self._tensors.values())[1:]]))
+        found = dict(zip(tensors, outputs, strict=True))
+        values = {
+            name: self.canonical(name, found[tensor])
+            for name, tensor in self._tensors.items()
+            if name != IMAGE
+        }
+        return found[final], values
+
+    def slice(self, layer: Layer) -> bytes:
+        """One layer as a file of its own; its inputs are the tensors of `layer.inputs`."""
+        places = {tensor: name for name, tensor in self._tensors.items()}
+        producers = {int(o.outputs[0]): o for o in self._graph.operators}
+        wanted, seen, reached = [self._tensors[layer.name]], set(), set()
+        while wanted:
+            tensor = wanted.pop()
+            if tensor in places and tensor != self._tensors[layer.name]:
+                reached.add(places[tensor])
+            elif tensor in producers and tensor not in seen:
+                seen.add(tensor)
+                wanted.extend(int(t) for t in producers[tensor].inputs)
+        if reached != set(layer.inputs):
+            raise BadInput(f"{layer.name} works on {sorted(reached)}, not on {layer.inputs}")
+        return self._written(
+            [self._tensors[name] for name in layer.inputs], [self._tensors[layer.name]], seen
+        )
+
+    def _written(self, inputs: list[int], outputs: list[int], made: set[int] | None = None) -> bytes:
+        """The file with other inputs and outputs, and only the operators that make `made`."""
+        from ai_edge_litert.tools import flatbuffer_utils as flatbuffer
+
+        graph = copy.copy(self._graph)
+        graph.inputs, graph.outputs = inputs, outputs
+        if made is not None:
+            graph.operators = [o for o in graph.operators if int(o.outputs[0]) in made]
+        model = copy.copy(self._model)
+        # A signature names inputs and outputs that are no longer these.
+        model.subgraphs, model.signatureDefs = [graph], []
+        with quiet():
+            return bytes(flatbuffer.convert_object_to_bytearray(model))
+
+    def given(self, name: str, values: Array) -> Array:
+        """A layer's value, laid out as the slice after it takes it."""
+        order = self._orders.get(self._tensors[name])
+        if order is not None:
+            values = values.transpose(order)
+        shape = tuple(self._graph.tensors[self._tensors[name]].shape)
+        return np.ascontiguousarray(values).reshape(-1, *shape[1:])
+
+    def canonical(self, name: str, values: Array) -> Array:
+        """A layer's tensor, laid out as the program's value."""
+        order = self._orders.get(self._tensors[name])
+        shape = self._shapes[name]
+        if order is not None and len(shape) == 3:
+            values = values.transpose(tuple(int(axis) for axis in np.argsort(order)))
+        if values[0].size != int(np.prod(shape)):
+            return values  # the comparison says what is wrong with the shape
+        return values.reshape(-1, *shape)
+
+
+def _parse(content: bytes, name: str) -> tuple[Any, Any]:
+    from ai_edge_litert.tools import flatbuffer_utils as flatbuffer
+
+    try:
+        model = flatbuffer.read_model_from_bytearray(bytearray(content))
+        (graph,) = model.subgraphs
+    except Exception as error:  # flatbuffers raises whatever comes of reading at random places
+        raise BadInput(f"{name}: not a valid TFLite model ({first_line(error)})") from error
+    if len(graph.inputs) != 1 or len(graph.outputs) != 1:
+        raise BadInput(f"{name}: {len(graph.inputs)} inputs, {len(graph.outputs)} outputs")
+    return model, graph
+
+
+def _name(model: Any, operator: Any) -> str:
+    from ai_edge_litert.schema_py_generated import BuiltinOperator
+
+    names = {value: name for name, value in vars(BuiltinOperator).items() if isinstance(value, int)}
+    code = model.operatorCodes[operator.opcodeIndex]
+    return str(names[max(code.builtinCode, code.deprecatedBuiltinCode)])
