@@ -6,23 +6,31 @@ Heavy libraries are imported inside the commands, so that `pipeline --help` answ
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import click
 
 from . import __version__
+from .cli_options import (
+    FORMAT,
+    FORMATS,
+    JSON,
+    PRECISION,
+    PRECISIONS,
+    RUN,
+    flags,
+    print_json,
+    shape_of,
+    split,
+)
+from .cli_verify import verify
 from .errors import INTERRUPTED, UsageError, UserError, unknown
-
-FORMATS = ("onnx", "tflite")
-PRECISIONS = ("fp32", "int8")
 
 
 class Pipeline(click.Group):
@@ -78,47 +86,6 @@ def main(debug: bool) -> None:
         warnings.filterwarnings("ignore")
         for name in ("torchao", "torch.utils._pytree", "torch.onnx"):
             logging.getLogger(name).setLevel(logging.ERROR)
-
-
-def _split(option: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
-    """A comma-separated choice, or `all`."""
-    chosen = tuple(part.strip() for part in text.split(","))
-    if chosen == ("all",):
-        return tuple(known)
-    for name in chosen:
-        if name not in known:
-            raise unknown(option, name, [*known, "all"])
-    return tuple(dict.fromkeys(chosen))
-
-
-def _flags(formats: str, precisions: str) -> str:
-    """The options of a command, for the hint at the next one."""
-    given = {"--format": formats, "--precision": precisions}
-    return "".join(f" {option} {value}" for option, value in given.items() if value != "all")
-
-
-def _shape(text: str | None) -> tuple[int, int, int] | None:
-    if text is None:
-        return None
-    parts = text.replace("x", ",").split(",")
-    if len(parts) != 3 or not all(part.strip().isdigit() for part in parts):
-        raise UsageError(f"--input-shape {text}", "give C,H,W, as in 3,48,64")
-    channels, height, width = (int(part) for part in parts)
-    return channels, height, width
-
-
-def _print_json(document: Any) -> None:
-    click.echo(json.dumps(document, indent=1))
-
-
-RUN = click.option("--run", "run_name", metavar="NAME", help="The run (default: the newest).")
-JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
-FORMAT = click.option(
-    "--format", "formats", default="all", show_default=True, help="onnx, tflite, or both by comma."
-)
-PRECISION = click.option(
-    "--precision", "precisions", default="all", show_default=True, help="fp32, int8, or both."
-)
 
 
 def training_options(command: Any) -> Any:
@@ -182,7 +149,9 @@ def _training(options: dict[str, Any]) -> tuple[Any, Any, str]:
     if dataset not in DATASETS and not Path(dataset).is_dir():
         also = ", or a folder with one subfolder per class"
         raise unknown("data set", dataset, DATASETS, also)
-    network = find_network(options["model"], options["activation"], _shape(options["input_shape"]))
+    network = find_network(
+        options["model"], options["activation"], shape_of(options["input_shape"])
+    )
     epochs, augment = training_defaults(dataset)
     config = TrainConfig(
         model=options["model"],
@@ -250,7 +219,7 @@ def train(resume: bool, overwrite: bool, as_json: bool, **options: Any) -> None:
             on_epoch=progress.on_epoch,
         )
     if as_json:
-        _print_json({"run": run.name, **facts})
+        print_json({"run": run.name, **facts})
         return
     click.echo(f"test accuracy {facts['test_accuracy']:.2%}, {facts['parameters']:,} parameters")
     say(f"in {run.path}; next: pipeline export")
@@ -264,7 +233,7 @@ def _refuse_other_settings(known: dict[str, Any], options: dict[str, Any]) -> No
         source = context.get_parameter_source(option)
         given = source is click.core.ParameterSource.COMMANDLINE and option != "run_name"
         if option in ("data_dir", "input_shape"):
-            value = str(value) if option == "data_dir" else _shape(value)
+            value = str(value) if option == "data_dir" else shape_of(value)
         stated = known.get(names.get(option, option))
         if given and value != (tuple(stated) if isinstance(stated, list) else stated):
             raise UsageError(
@@ -295,7 +264,7 @@ def quantize(
     made = quantize_run(run, Calibration(calibration_size, calibration_seed))
     path = run.path / run.artefact("int8", "pt2")
     if as_json:
-        _print_json({"run": run.name, "file": str(path), "made": made})
+        print_json({"run": run.name, "file": str(path), "made": made})
         return
     click.echo(f"{path}{'' if made else ' (unchanged)'}")
     say("next: pipeline export")
@@ -314,7 +283,7 @@ def export(run_name: str | None, formats: str, precisions: str, as_json: bool) -
       pipeline export --format onnx
       pipeline export --format onnx,tflite --precision int8
     """
-    chosen = _split("format", formats, FORMATS), _split("precision", precisions, PRECISIONS)
+    chosen = split("format", formats, FORMATS), split("precision", precisions, PRECISIONS)
     from .console import say
     from .export import export_run
     from .run_folder import RunFolder
@@ -326,51 +295,15 @@ def export(run_name: str | None, formats: str, precisions: str, as_json: bool) -
             {"file": str(run.path / name), "made": new, "bytes": run.entry(name)["bytes"]}
             for name, new in made.items()
         ]
-        _print_json({"run": run.name, "files": files})
+        print_json({"run": run.name, "files": files})
         return
     for name, new in made.items():
         size = f"{run.entry(name)['bytes']:,} bytes"
         click.echo(f"{run.path / name}  {size}{'' if new else ' (unchanged)'}")
-    say(f"next: pipeline verify{_flags(formats, precisions)}")
+    say(f"next: pipeline verify{flags(formats, precisions)}")
 
 
-@main.command()
-@RUN
-@FORMAT
-@PRECISION
-@click.option(
-    "--images", type=int, default=1000, show_default=True, help="Test images through every layer."
-)
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the made-up images.")
-@JSON
-def verify(
-    run_name: str | None, formats: str, precisions: str, images: int, seed: int, as_json: bool
-) -> None:
-    """Compare every artefact with its program, layer by layer. Exit code 1 when one differs.
-
-    \b
-    Examples:
-      pipeline verify
-      pipeline verify --format tflite --precision int8 --images 200 --json
-    """
-    chosen = _split("format", formats, FORMATS), _split("precision", precisions, PRECISIONS)
-    if images < 1:
-        raise UsageError(f"--images {images}", "give 1 or more")
-    from .console import say
-    from .run_folder import RunFolder
-    from .tables import show_verification
-    from .verify import verify_run
-
-    run = RunFolder.open(run_name)
-    report = verify_run(run, images, *chosen, seed, on_step=say)
-    if as_json:
-        _print_json(report)
-    else:
-        show_verification(report)
-        if report["passed"]:
-            say(f"next: pipeline package{_flags(formats, precisions)}")
-    if not report["passed"]:
-        sys.exit(1)
+main.add_command(verify)
 
 
 @main.command()
@@ -395,7 +328,7 @@ def package(
       pipeline package --format tflite --precision int8
       pipeline package --check runs/lenet5-digits/lenet5-bundle.tar.gz
     """
-    chosen = _split("format", formats, FORMATS), _split("precision", precisions, PRECISIONS)
+    chosen = split("format", formats, FORMATS), split("precision", precisions, PRECISIONS)
     from .console import say
     from .package import bundle_name, check_archive, package_run
     from .run_folder import RunFolder
@@ -403,7 +336,7 @@ def package(
     if check is not None:
         manifest = check_archive(check)
         if as_json:
-            _print_json(manifest)
+            print_json(manifest)
         else:
             click.echo(f"{check}: intact, {len(manifest['files'])} files")
         return
@@ -412,7 +345,7 @@ def package(
     path = run.path / bundle_name(run)
     size = run.entry(path.name)["bytes"]
     if as_json:
-        _print_json({"run": run.name, "file": str(path), "made": made, "bytes": size})
+        print_json({"run": run.name, "file": str(path), "made": made, "bytes": size})
         return
     click.echo(f"{path}  {size:,} bytes{'' if made else ' (unchanged)'}")
     say("next: copy it to the Pi, unpack it and follow its README.md")
@@ -436,7 +369,7 @@ def run(
       pipeline run --dataset mnist --epochs 5 --data-dir data
       pipeline run --model mynet.py:MyNet --dataset photos --precision fp32
     """
-    chosen = _split("format", formats, FORMATS), _split("precision", precisions, PRECISIONS)
+    chosen = split("format", formats, FORMATS), split("precision", precisions, PRECISIONS)
     if images < 1:
         raise UsageError(f"--images {images}", "give 1 or more")
     network, config, name = _training(options)
@@ -444,7 +377,7 @@ def run(
     from .package import bundle_name
     from .run import Stage, run_all
     from .run_folder import RunFolder
-    from .tables import show_verification
+    from .verify.show import show_verification
 
     folder = RunFolder.create(name, network.name)
 
@@ -468,7 +401,7 @@ def run(
         )
     bundle = folder.path / bundle_name(folder)
     if as_json:
-        _print_json(
+        print_json(
             {
                 "run": folder.name,
                 "stages": [dataclasses.asdict(stage) for stage in stages],
@@ -506,9 +439,7 @@ def describe(file: Path | None, run_name: str | None, as_json: bool) -> None:
         file = run.need(name)
     graph = read_graph(file)
     if as_json:
-        _print_json(
-            dataclasses.asdict(graph) | {"parameters": graph.parameters, "macs": graph.macs}
-        )
+        print_json(dataclasses.asdict(graph) | {"parameters": graph.parameters, "macs": graph.macs})
         return
     from .tables import show_graph
 

@@ -37,15 +37,54 @@ def say(message: str) -> None:
     Console(stderr=True, highlight=False, soft_wrap=True).print(message, markup=False)
 
 
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
-    """Print a table; every column but the first is aligned to the right."""
+def table(
+    title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], text: Sequence[str] = ()
+) -> None:
+    """Print a table; the first column and those of `text` are aligned to the left."""
     grid = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
     for number, column in enumerate(columns):
-        grid.add_column(column, justify="right" if number else "left", no_wrap=number == 0)
+        left = number == 0 or column in text
+        grid.add_column(column, justify="left" if left else "right", no_wrap=number == 0)
     for row in rows:
         grid.add_row(*(Text(cell) for cell in row))
     out().print(grid)
     out().print()
+
+
+class Steps:
+    """Says what is being done: one changing line on a terminal, elsewhere one for each new thing.
+
+    What stands in brackets at a message's end is how far it is.
+    """
+
+    def __init__(self) -> None:
+        console = Console(stderr=True, highlight=False)
+        self._status = console.status("") if sys.stderr.isatty() else None
+        self._last = ""
+
+    def __enter__(self) -> Steps:
+        if self._status is not None:
+            self._status.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._status is not None:
+            self._status.stop()
+
+    def __call__(self, message: str) -> None:
+        """Say it, if it is new."""
+        if self._status is not None:
+            self._status.update(Text(message))
+            return
+        thing = message.partition(" (")[0]
+        if thing != self._last:
+            say(thing)
+        self._last = thing
 
 
 class TrainingProgress:

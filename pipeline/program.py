@@ -225,9 +225,7 @@ def tap_nodes(module: fx.GraphModule) -> dict[Tap, fx.Node]:
 def _goes_on(node: fx.Node) -> bool:
     """Whether the layer that this node is in ends at a later node."""
     users = list(node.users)
-    return (
-        LAYERS.get(node.target) in MERGING and len(users) == 1 and users[0].target in MERGED
-    )
+    return LAYERS.get(node.target) in MERGING and len(users) == 1 and users[0].target in MERGED
 
 
 def _kind(node: fx.Node) -> str:

@@ -15,7 +15,7 @@ from deploy.runner.contract import Contract
 from deploy.runner.quiet import quiet
 
 from ..errors import BadInput, first_line
-from ..program import decomposed, fold
+from ..program import aten, decomposed, fold
 
 INPUT, OUTPUT = "image", "scores"
 
@@ -26,10 +26,12 @@ def export(
     """Write `module` as ONNX: float32 `image` N x C x H x W in [0, 1] to float32 `scores`.
 
     `taps` names the further outputs of a program with taps. The batch is dynamic, and the contract
-    is in the file's metadata. Checked by onnx.checker with full shape inference.
+    is in the file's metadata. Checked by onnx.checker with full shape inference. Raises BadInput
+    where torch.onnx refuses the network or is known to write it wrongly.
     """
     import onnx
 
+    _refuse_divisors(module, path)
     module = copy.deepcopy(module)
     # A quantize node before a constant is a constant integer.
     to_integer = decomposed.quantize_per_channel.default
@@ -62,5 +64,26 @@ def export(
     del model.metadata_props[:], model.graph.metadata_props[:]
     model.metadata_props.add(key=CONTRACT_KEY, value=contract.to_json())
     model.producer_name, model.producer_version = "pipeline", contract.pipeline_version
-    onnx.checker.check_model(model, full_check=True)
+    try:
+        onnx.checker.check_model(model, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise BadInput(
+            f"{path.name}: torch.onnx {torch.__version__} wrote a graph that is not valid "
+            f"({' '.join(str(error).split())})",
+            "change the layer that it names; ceil_mode of a pooling whose last window would begin "
+            "in the padding does this",
+        ) from error
     path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _refuse_divisors(module: fx.GraphModule, path: Path) -> None:
+    """torch 2.13.0 with onnxscript 0.7.2 leaves divisor_override out of the file, in silence."""
+    for node in module.graph.nodes:
+        if node.target is aten.avg_pool2d.default:
+            divisor = dict(enumerate(node.args)).get(6, node.kwargs.get("divisor_override"))
+            if divisor is not None:
+                raise BadInput(
+                    f"{path.name}: {node.name} has divisor_override {divisor}, which ONNX's "
+                    f"AveragePool does not have and torch.onnx leaves out",
+                    "leave divisor_override out and multiply the mean by a constant instead",
+                )

@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import copy
+import operator
 import zipfile
+from importlib.metadata import version
+from math import prod
 from pathlib import Path
 
 import torch
 from torch import fx
+from torch.fx.passes.shape_prop import ShapeProp
 
 from deploy.runner.backends.tflite import CONTRACT_MEMBER
 from deploy.runner.contract import Contract
 from deploy.runner.quiet import quiet
 
 from ..errors import BadInput, first_line
-from ..program import constant, decomposed, fold
+from ..program import aten, constant, decomposed, fold
 
+POOLINGS = {aten.max_pool2d.default, aten.max_pool2d_with_indices.default, aten.avg_pool2d.default}
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the same file every time
 
 
@@ -25,8 +30,10 @@ def export(
     """Write `module` as TFLite: one image, 1 x C x H x W; int8 in and out where it is int8.
 
     `taps` names the further outputs of a program with taps; they come in the program's order.
-    Raises BadInput when the converter refuses the program.
+    Raises BadInput when the converter refuses the program, and where what it made of it is known to
+    be wrong: a file that LiteRT cannot load, or with other shapes than the program's.
     """
+    _refuse_indices(module, path)
     module = copy.deepcopy(module)
     if contract.precision == "int8":
         # The converter quantizes biases by itself and refuses quantized ones. Given the values that
@@ -52,6 +59,11 @@ def export(
             f"{path.name}: the TFLite converter refuses this network ({first_line(error)})",
             "leave out --format tflite, or change the layer that it names",
         ) from error
+    try:
+        _check_shapes(module, contract, path)
+    except BadInput:
+        path.unlink()
+        raise
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(zipfile.ZipInfo(CONTRACT_MEMBER, EPOCH), contract.to_json())
 
@@ -77,3 +89,65 @@ def _settle_weights(module: fx.GraphModule) -> None:
 
 def _is_dequantized_bias(node: fx.Node) -> bool:
     return node.target is decomposed.dequantize_per_channel.default and node.args[-1] is torch.int32
+
+
+def _versions() -> str:
+    return ", ".join(f"{name} {version(name)}" for name in ("litert-torch", "litert-converter"))
+
+
+def _refuse_indices(module: fx.GraphModule, path: Path) -> None:
+    """litert-torch 0.10.0 gives zeros for the indices of a max pooling."""
+    for node in module.graph.nodes:
+        indices = node.target is operator.getitem and node.args[1] == 1
+        if indices and node.args[0].target is aten.max_pool2d_with_indices.default:
+            raise BadInput(
+                f"{path.name}: {node.args[0].name} returns indices, and TFLite has no operator "
+                f"that does ({_versions()} writes zeros)",
+                "leave out return_indices",
+            )
+
+
+def _check_shapes(module: fx.GraphModule, contract: Contract, path: Path) -> None:
+    """That the file loads, and that outputs and poolings have the sizes that the program gives them.
+
+    litert-torch 0.10.0 takes a pooling for SAME where one axis is padded as SAME would pad it and
+    the other has no padding: that axis then has too many windows.
+    """
+    from ai_edge_litert.interpreter import Interpreter, OpResolverType
+
+    # The kernels find shapes for themselves; a delegate would leave those that the file states.
+    kernels = OpResolverType.BUILTIN_WITHOUT_DEFAULT_DELEGATES
+    try:
+        with quiet():
+            content = path.read_bytes()
+            interpreter = Interpreter(model_content=content, experimental_op_resolver_type=kernels)
+            interpreter.allocate_tensors()
+    except (RuntimeError, ValueError) as error:
+        raise BadInput(
+            f"{path.name}: LiteRT {version('ai-edge-litert')} cannot load what the converter "
+            f"wrote ({first_line(error)}; {_versions()})",
+            "leave out --format tflite, or change the layer that it names",
+        ) from error
+    ShapeProp(module).propagate(torch.zeros(1, *contract.input_shape))  # type: ignore[no-untyped-call]
+    returned = next(node for node in module.graph.nodes if node.op == "output").args[0]
+    outputs = list(returned) if isinstance(returned, tuple | list) else [returned]
+    details = interpreter.get_signature_runner().get_output_details()
+    found = [tuple(details[f"output_{n}"]["shape"].tolist()) for n in range(len(details))]
+    # Layouts differ and names are lost, but one tensor of the file holds as many values.
+    sizes = {prod(tensor["shape"].tolist()) for tensor in interpreter.get_tensor_details()}
+    poolings = [node for node in module.graph.nodes if node.target in POOLINGS]
+    wrong = [n for n, shape in zip(outputs, found, strict=True) if _shape(n) != shape]
+    wrong += [node for node in poolings if prod(_shape(node)) not in sizes]
+    if wrong:
+        raise BadInput(
+            f"{path.name}: the converter gives {wrong[0].name} another shape than "
+            f"{_shape(wrong[0])} ({_versions()} takes some poolings for SAME that are not)",
+            "where a pooling pads along one axis only, or ceil_mode adds a window along one, "
+            "pad the image before it",
+        )
+
+
+def _shape(node: fx.Node) -> tuple[int, ...]:
+    """What `ShapeProp` found; a max pooling with indices has two values, of one shape."""
+    known = node.meta["tensor_meta"]
+    return tuple((known[0] if type(known) is tuple else known).shape)

@@ -81,15 +81,7 @@ def package_run(
         "run": run.name,
         "pipeline_version": __version__,
         "contracts": contracts,
-        "models": {
-            artefact["file"]: {
-                "precision": artefact["precision"],
-                "accuracy": artefact["accuracy"],
-                "verified_with": artefact["runtime"],
-                "equal_to_program": artefact["final"]["equal_part"],
-            }
-            for artefact in verified
-        },
+        "models": {model: _verdict(model, verified) for model in models},
         # On the device a tie may fall otherwise than it did here: one step more than was found.
         "int8_steps": 1 + max((a["final"]["largest"] for a in int8), default=0.0),
         "test_images": report["test_images"],
@@ -100,6 +92,17 @@ def package_run(
         (work / target).write_bytes(archive(f"{run.model}-bundle", contents))
         run.commit({target: work / target}, config, [REPORT, *models])
     return True
+
+
+def _verdict(model: str, verified: list[dict[str, Any]]) -> dict[str, Any]:
+    """What the manifest says of a file: the worst of the runtimes that it was verified with."""
+    results = [artefact for artefact in verified if artefact["file"] == model]
+    return {
+        "precision": results[0]["precision"],
+        "accuracy": min(result["final"]["accuracy"] for result in results),
+        "verified_with": ", ".join(result["runtime"] for result in results),
+        "equal_to_program": min(result["final"]["equal_part"] for result in results),
+    }
 
 
 def _refuse_unverified(run: RunFolder, report: dict[str, Any], models: list[str]) -> None:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,35 +17,24 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, fx
 
-from deploy.runner.backends import Session, as_input
 from deploy.runner.contract import PRECISIONS
 
 from .. import __version__, program
-from ..data import Dataset, dataset_of
-from ..errors import UsageError, first_line
+from ..data import dataset_of
+from ..errors import UsageError
 from ..export import FORMATS, export_run
 from ..run_folder import RunFolder
-from .cases import cases_for, isolated_inputs
+from .cases import cases_for
+from .laboratory import BATCH, Laboratory, Opened
 from .layers import Network
 from .onnx_file import OnnxFile
 from .report import Finals, report_of
-from .runtimes import JUDGED, VARIED, Configuration, Runtimes, missing, run_all
-from .subject import (
-    LayeredFile,
-    LayerVerdict,
-    Subject,
-    integers,
-    isolate,
-    named,
-    observe,
-    reference_chain,
-)
-from .tflite_file import TfliteFile
+from .runtimes import JUDGED, Runtimes, missing
+from .subject import Subject, integers, named
 
 Array = npt.NDArray[Any]
 
 REPORT = "verify.json"
-BATCH = 100  # images whose layers are in memory at once
 PROGRAM = "pytorch"
 
 
@@ -98,17 +86,36 @@ def verify_run(
         for precision in PRECISIONS:
             if precision not in precisions and precision != "fp32":
                 continue
-            on_step(f"{precision} program in PyTorch")
+            on_step(f"{precision}: the program in PyTorch")
             module = program.load(run.need(run.artefact(precision, "pt2")))
             scores[precision] = program.run(module, dataset.test.images)[0]
             if precision not in precisions:  # int8 is held to the float program's decisions
                 continue
-            session = _Session(run, precision, formats, module, runtimes, require, seed, on_step)
-            session.run_all(pixels, dataset)
-            subjects += session.subjects
-            varied += session.varied
+            laboratory = Laboratory(
+                reference_of(run, precision, module),
+                {
+                    name: run.need(name).read_bytes()
+                    for name in (run.artefact(precision, f) for f in formats)
+                },
+                precision,
+                runtimes,
+                require,
+                seed,
+                on_step,
+            )
+            subject = laboratory.subject(run.artefact(precision, "pt2"), PROGRAM, False)
+            subject.finals.append(scores[precision].numpy())
+            laboratory.judge(
+                pixels.numpy(),
+                dataset.test.images[:BATCH].numpy(),
+                dataset.test.images.numpy(),
+                opened_program(subject, module, laboratory.network),
+            )
+            subjects += laboratory.subjects
+            varied += laboratory.varied
     finals = Finals(dataset, scores)
     report = report_of(finals, subjects, varied, require, skipped) | {
+        "run": run.name,
         "cases": {case.name: len(case.pixels) for case in cases},
         "seed": seed,
         "sha256": {
@@ -123,178 +130,24 @@ def verify_run(
     return report
 
 
-@dataclass
-class _Opened:
-    """A subject with what runs it: `observe` gives (own output, every layer's value)."""
-
-    subject: Subject
-    whole: Callable[[Array], Array]
-    observe: Callable[[Array], tuple[Array, dict[str, Array]]]
-
-
-class _Session:
-    """All runtimes of one precision, side by side."""
-
-    def __init__(
-        self,
-        run: RunFolder,
-        precision: str,
-        formats: Sequence[str],
-        module: fx.GraphModule,
-        runtimes: Runtimes,
-        require: Sequence[str],
-        seed: int,
-        on_step: Callable[[str], None],
-    ) -> None:
-        self.run_folder, self.precision, self.formats = run, precision, formats
-        self.module, self.runtimes, self.require = module, runtimes, require
-        self.seed, self.on_step = seed, on_step
-        self.tapped, (last, *taps) = program.with_taps(module)
-        name = run.artefact(precision, "onnx")
-        content = run.need(name).read_bytes()
-        names = [(tap.layer, tap.kind) for tap in (*taps, last)]
-        self.onnx = OnnxFile(content, name, names)
-        self.network: Network = self.onnx.network
-        self.subjects: list[Subject] = []
-        self.varied: list[dict[str, Any]] = []
-
-    def _subject(self, file: str, configuration: str, shipped: bool) -> Subject:
-        layers = [LayerVerdict(layer) for layer in self.network.layers]
-        subject = Subject(file, self.precision, configuration, shipped, layers)
-        self.subjects.append(subject)
-        return subject
-
-    def run_all(self, pixels: Tensor, dataset: Dataset) -> None:
-        opened = [self._program()]
-        layered: list[tuple[Subject, LayeredFile, Configuration]] = []
-        for kind in self.formats:
-            name = self.run_folder.artefact(self.precision, kind)
-            content = self.run_folder.need(name).read_bytes()
-            for configuration in JUDGED[kind]:
-                if missing(configuration) and configuration.runtime not in self.require:
-                    continue
-                subject = self._subject(name, configuration.name, configuration.shipped)
-                with _failures_of(subject):
-                    file = self._file(content, name)
-                    opened.append(self._open(subject, file, content, configuration))
-                    layered.append((subject, file, configuration))
-        self._in_place(opened, pixels.numpy())
-        self._isolated(layered, dataset.test.images[:BATCH].numpy())
-        self._finals(opened, dataset.test.images.numpy())
-        for kind in self.formats:
-            self._vary(kind, opened, pixels.numpy())
-
-    def _file(self, content: bytes, name: str) -> LayeredFile:
-        if name.endswith(OnnxFile.suffix):
-            return self.onnx
-        return TfliteFile(content, name, self.network.layers)
-
-    def _program(self) -> _Opened:
-        def whole(pixels: Array) -> Array:
-            return program.run(self.module, torch.from_numpy(pixels))[0].numpy()
-
-        def laid_open(pixels: Array) -> tuple[Array, dict[str, Array]]:
-            final, *rest = (v.numpy() for v in program.run(self.tapped, torch.from_numpy(pixels)))
-            values = [*rest, final]
-            return final, integers(self.network, named(self.network, values))
-
-        name = self.run_folder.artefact(self.precision, "pt2")
-        subject = self._subject(name, PROGRAM, False)
-        subject.runtime = f"{PROGRAM} {torch.__version__}"
-        return _Opened(subject, whole, laid_open)
-
-    def _open(
-        self, subject: Subject, file: LayeredFile, content: bytes, configuration: Configuration
-    ) -> _Opened:
-        shipped = self.runtimes.open(configuration, content, subject.file)
-        observed = self.runtimes.open(configuration, file.observed(), f"observed{file.suffix}")
-        subject.runtime = shipped.runtime
-
-        def laid_open(pixels: Array) -> tuple[Array, dict[str, Array]]:
-            return file.split(_feed(observed, pixels))
-
-        return _Opened(subject, lambda pixels: _feed(shipped, pixels)[0], laid_open)
-
-    def _in_place(self, opened: list[_Opened], pixels: Array) -> None:
-        for start in range(0, len(pixels), BATCH):
-            self.on_step(f"{self.precision} layers of image {start + 1} of {len(pixels)}")
-            batch = pixels[start : start + BATCH]
-            chain = reference_chain(self.network, batch)
-            for entry in opened:
-                if entry.subject.error is None:
-                    with _failures_of(entry.subject):
-                        final, found = entry.observe(batch)
-                        whole = entry.whole(batch)
-                        observe(entry.subject, self.network, batch, chain, final, whole, found, start)
-
-    def _isolated(
-        self, layered: list[tuple[Subject, LayeredFile, Configuration]], pixels: Array
-    ) -> None:
-        chain = reference_chain(self.network, pixels)
-        real = {
-            name: value if self.network.int8 else value.value.astype(np.float32)
-            for name, value in chain.items()
-        }
-        for number, layer in enumerate(self.network.layers):
-            self.on_step(f"{self.precision} {layer.name} alone")
-            given = {name: real[name] for name in layer.inputs}
-            inputs = isolated_inputs(layer, self.network, given, self.seed)
-            for subject, file, configuration in layered:
-                if subject.error is None:
-                    with _failures_of(subject):
-                        verdict = subject.layers[number]
-                        isolate(verdict, self.network, file, configuration, self.runtimes, inputs)
-
-    def _finals(self, opened: list[_Opened], images: Array) -> None:
-        self.on_step(f"{self.precision} final outputs of {len(images)} test images")
-        for entry in opened:
-            wanted = entry.subject.shipped or entry.subject.configuration == PROGRAM
-            if wanted and entry.subject.error is None:
-                with _failures_of(entry.subject):
-                    for start in range(0, len(images), BATCH):
-                        entry.subject.finals.append(entry.whole(images[start : start + BATCH]))
-
-    def _vary(self, kind: str, opened: list[_Opened], pixels: Array) -> None:
-        """Other threads, batches and kernels against the first configuration, final outputs only."""
-        name = self.run_folder.artefact(self.precision, kind)
-        entries = [e for e in opened if e.subject.file == name and e.subject.error is None]
-        if not entries:
-            return
-        first, *others = entries
-        expected = first.whole(pixels)
-        content = self.run_folder.need(name).read_bytes()
-        outputs = [(e.subject.configuration, e.whole(pixels)) for e in others]
-        for configuration in VARIED[kind]:
-            session = self.runtimes.open(configuration, content, name)
-            outputs.append((configuration.name, _feed(session, pixels, configuration.batch)[0]))
-        for configuration_name, output in outputs:
-            unlike = output != expected
-            self.varied.append(
-                {
-                    "file": name,
-                    "configuration": configuration_name,
-                    "against": first.subject.configuration,
-                    "elements": int(output.size),
-                    "differ": int(unlike.sum()),
-                    "largest": float(np.abs(output.astype(np.float64) - expected).max()),
-                }
-            )
+def reference_of(run: RunFolder, precision: str, module: fx.GraphModule) -> OnnxFile:
+    """A run's ONNX file of this precision, cut into the layers of its program."""
+    name = run.artefact(precision, "onnx")
+    last, *taps = program.with_taps(module)[1]
+    names = [(tap.layer, tap.kind) for tap in (*taps, last)]
+    return OnnxFile(run.need(name).read_bytes(), name, names)
 
 
-class _failures_of:  # noqa: N801  # reads as what it is used for
-    """What goes wrong on the way is a failure of the subject, with its reason."""
+def opened_program(subject: Subject, module: fx.GraphModule, network: Network) -> Opened:
+    """The program that all files were exported from, as one more runtime."""
+    tapped = program.with_taps(module)[0]
+    subject.runtime = f"{PROGRAM} {torch.__version__}"
 
-    def __init__(self, subject: Subject) -> None:
-        self.subject = subject
+    def whole(pixels: Array) -> Array:
+        return np.asarray(program.run(module, torch.from_numpy(pixels))[0].numpy())
 
-    def __enter__(self) -> None: ...
+    def laid_open(pixels: Array) -> tuple[Array, dict[str, Array]]:
+        final, *rest = (v.numpy() for v in program.run(tapped, torch.from_numpy(pixels)))
+        return final, integers(network, named(network, [*rest, final]))
 
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
-        if isinstance(error, Exception):  # the runtimes' own exceptions share no base
-            self.subject.error = first_line(error)
-            return True
-        return False
-
-
-def _feed(session: Session, pixels: Array, batch: int = 0) -> list[Array]:
-    return run_all(session, (as_input(pixels, session.inputs[0].dtype),), batch)
+    return Opened(subject, whole, laid_open)

@@ -33,7 +33,7 @@ LAMBDA = 6.0
 
 
 def gamma(n: Any) -> Any:
-    """n u / (1 - n u): what n roundings in a row can amount to. Raises BadInput for n u >= 1/2."""
+    """N u / (1 - n u): what n roundings in a row can amount to. Raises BadInput for n u >= 1/2."""
     if np.max(n, initial=0) * U >= 0.5:
         raise BadInput(f"a sum of {int(np.max(n))} products has no bound in float32")
     return n * U / (1 - n * U)
@@ -81,8 +81,10 @@ def _linear(node: onnx.NodeProto, inputs: Inputs, evaluate: Evaluate) -> Bounded
 
 def _rounded(value: Array, magnitude: Array, n: Any, given: Array, hardly: Array) -> Bounded:
     """The bound of n roundings of terms that are off by `given` already."""
-    given, hardly = (np.broadcast_to(part, value.shape) if part.any() else np.zeros(value.shape)
-                     for part in (given, hardly))
+    given, hardly = (
+        np.broadcast_to(part, value.shape) if part.any() else np.zeros(value.shape)
+        for part in (given, hardly)
+    )
     worst = gamma(n) + n * 2.0**-52  # the reference itself is summed in float64
     likely = np.minimum(worst, LAMBDA * np.sqrt(n) * U)
     return Bounded(
@@ -98,7 +100,9 @@ def _mean(node: onnx.NodeProto, inputs: Inputs, evaluate: Evaluate) -> Bounded:
     x, *rest = inputs
     assert x is not None
     more = [r.value for r in rest if r]
-    value, magnitude, given, hardly = (evaluate(part, *more) for part in (x.value, np.abs(x.value), x.error, x.likely))
+    value, magnitude, given, hardly = (
+        evaluate(part, *more) for part in (x.value, np.abs(x.value), x.error, x.likely)
+    )
     if node.op_type == "AveragePool":
         size = math.prod(_attribute(node, "kernel_shape", ()))
     else:
@@ -112,9 +116,7 @@ def _moved(node: onnx.NodeProto, inputs: Inputs, evaluate: Evaluate) -> Bounded:
     del node
 
     def moved(part: int) -> Array:
-        return evaluate(
-            *(x if x is None else x.value if _is_index(x) else x[part] for x in inputs)
-        )
+        return evaluate(*(x if x is None else x.value if _is_index(x) else x[part] for x in inputs))
 
     return Bounded(*(moved(part) for part in range(4)))
 
@@ -147,7 +149,9 @@ def _sum(node: onnx.NodeProto, inputs: Inputs, evaluate: Evaluate) -> Bounded:
     a, b = inputs
     assert a is not None and b is not None
     value = evaluate(a.value, b.value)
-    total, given, hardly = (x + y for x, y in ((a.magnitude, b.magnitude), (a.error, b.error), (a.likely, b.likely)))
+    total, given, hardly = (
+        x + y for x, y in ((a.magnitude, b.magnitude), (a.error, b.error), (a.likely, b.likely))
+    )
     rounding = U * np.abs(value)
     return Bounded(value, given * (1 + U) + rounding, hardly * (1 + U) + rounding, total)
 

@@ -35,7 +35,10 @@ class Case:
 
 def cases_for(dataset: Dataset, images: int, seed: int) -> list[Case]:
     """The first `images` test images, and made ones that follow from the seed."""
-    return [Case("test images", dataset.test.images[:images]), *made_cases(dataset.test.images.shape[1:], seed)]
+    return [
+        Case("test images", dataset.test.images[:images]),
+        *made_cases(dataset.test.images.shape[1:], seed),
+    ]
 
 
 def made_cases(shape: Sequence[int], seed: int) -> list[Case]:
@@ -44,7 +47,9 @@ def made_cases(shape: Sequence[int], seed: int) -> list[Case]:
     several = (MADE, *shape)
     random = torch.randint(0, 256, several, dtype=torch.uint8, generator=generator)
     saturated = torch.randint(0, 2, several, dtype=torch.uint8, generator=generator) * 255
-    constant = torch.stack([torch.full(tuple(shape), v, dtype=torch.uint8) for v in (0, 1, 128, 255)])
+    constant = torch.stack(
+        [torch.full(tuple(shape), v, dtype=torch.uint8) for v in (0, 1, 128, 255)]
+    )
     return [
         Case("uniformly random", random),
         Case("saturated: 0 or 255", saturated),
@@ -160,7 +165,17 @@ def disagreements(
         for total in chosen:
             values = _adding_up(row, int(total) - bias, linear.zero_point, random)
             if values is not None:
-                found.append(_placed(layer, weight[channel].shape, values, channel, len(weight), shape, linear.zero_point))
+                found.append(
+                    _placed(
+                        layer,
+                        weight[channel].shape,
+                        values,
+                        channel,
+                        len(weight),
+                        shape,
+                        linear.zero_point,
+                    )
+                )
     return np.stack(found) if found else np.zeros((0, *shape), np.int8)
 
 
@@ -207,7 +222,9 @@ def _placed(
     for axis in range(2):
         # The first window that begins inside the input.
         start = -(-pads[axis] // strides[axis]) * strides[axis] - pads[axis]
-        slices.append(slice(start, start + (kernel[axis + 1] - 1) * dilations[axis] + 1, dilations[axis]))
+        slices.append(
+            slice(start, start + (kernel[axis + 1] - 1) * dilations[axis] + 1, dilations[axis])
+        )
     place = found[tuple(slices)]
     if place.shape == kernel:  # else no window lies inside
         place[:] = values.reshape(kernel)

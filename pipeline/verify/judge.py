@@ -13,7 +13,7 @@ import numpy.typing as npt
 from . import bounds
 from .bounds import Bounded, exactly, gamma
 from .layers import Layer, Network
-from .rounding import EXACT, FLOAT32, Exact, exact_of
+from .rounding import EXACT, FLOAT32, REQUANTIZATIONS, ROUNDINGS, Exact, exact_of
 
 Array = npt.NDArray[Any]
 
@@ -24,7 +24,7 @@ MERGED_NORMALISATION = 12
 
 @dataclass(frozen=True)
 class Worst:
-    """The element that is worst: its index (image first), both values, and what it may be off by."""
+    """One element: its index (image first), both values, and what it may be off by."""
 
     position: tuple[int, ...]
     expected: float
@@ -89,11 +89,9 @@ class Judgement:
         )
 
     @property
-    def schemes(self) -> list[str]:
-        """The schemes that reproduce every element; float32 arithmetic only where no other does."""
-        found = [name for name, count in self.matches.items() if count == self.elements]
-        named = [name for name in found if name != FLOAT32]
-        return named or found
+    def reproducing(self) -> list[str]:
+        """The schemes that reproduce every element."""
+        return [name for name, count in self.matches.items() if count == self.elements]
 
     @property
     def closest(self) -> str:
@@ -122,11 +120,9 @@ class Judgement:
         """How it rounds, in words; int8 only."""
         if not self.matches:
             return ""
-        if not self.schemes:
+        if not self.reproducing:
             return f"{self.outside} unexplained"
-        if not self.telling:  # whatever the scheme, there is but one result
-            return EXACT if self.equal == self.elements else self.schemes[0]
-        return " or ".join(self.schemes)
+        return in_words(self.reproducing if self.telling else list(self.matches))
 
     @property
     def sqnr(self) -> float:
@@ -140,6 +136,16 @@ class Judgement:
         """Of the angle between both, taken as vectors."""
         size = np.sqrt(self.signal) * np.sqrt(self.power)
         return float(self.product / size) if size else 1.0
+
+
+def in_words(schemes: list[str]) -> str:
+    """Schemes that cannot be told apart. float32 arithmetic counts only where no other is left, and
+    where every scheme there is has the same result nothing was rounded.
+    """
+    named = [name for name in schemes if name != FLOAT32]
+    if len(named) in (len(REQUANTIZATIONS), len(ROUNDINGS) + 1, len(ROUNDINGS) + 2):
+        return EXACT
+    return " or ".join(named or schemes) or "unexplained"
 
 
 def judge(

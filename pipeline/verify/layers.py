@@ -100,9 +100,7 @@ class Network:
         return self.layers[-1].quantization is not None
 
 
-def read_network(
-    model: onnx.ModelProto, names: Sequence[tuple[str, str]] = ()
-) -> Network:
+def read_network(model: onnx.ModelProto, names: Sequence[tuple[str, str]] = ()) -> Network:
     """Cut a graph into layers. Raises BadInput for what cannot be cut.
 
     `names` are (name, kind) of the layers that are expected; without them the cuts follow from
@@ -142,6 +140,8 @@ def align(heads: Sequence[str], kinds: Sequence[str]) -> list[range]:
 
 
 class Cutter:
+    """A graph and who makes and uses each of its values. Raises BadInput for several inputs."""
+
     def __init__(self, model: onnx.ModelProto) -> None:
         graph = model.graph
         self.model = model
@@ -200,6 +200,7 @@ class Cutter:
         return value
 
     def network(self, cuts: list[tuple[str, str, str]]) -> Network:
+        """The layers that end at `cuts`: (name, kind, value) each."""
         names = {value: name for name, _, value in cuts} | {self.image: IMAGE}
         layers = []
         for name, kind, value in cuts:
@@ -250,6 +251,7 @@ class Cutter:
         return nodes, tuple(reached)
 
     def quantization(self, value: str) -> Quantization | None:
+        """How an int8 value stands for a real one; None for a float. Raises BadInput for others."""
         node = self.producer.get(value)
         if node is None or node.op_type != "QuantizeLinear":
             return None

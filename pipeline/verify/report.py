@@ -15,7 +15,7 @@ from deploy.runner.scores import steps
 
 from ..data import Dataset
 from .evidence import machine
-from .judge import Judgement
+from .judge import Judgement, in_words
 from .subject import LayerVerdict, Subject
 
 Array = npt.NDArray[Any]
@@ -50,8 +50,7 @@ def report_of(
 
     Passed is what has at least one artefact, all of which passed, in every runtime of `require`.
     """
-    ran = {s.configuration.split(" ")[0] for s in subjects if s.error is None}
-    absent = [runtime for runtime in require if runtime not in ran]
+    absent = absent_of(subjects, require)
     return {
         "passed": bool(subjects) and all(s.passed for s in subjects) and not absent,
         "required": list(require),
@@ -69,13 +68,20 @@ def report_of(
             }
             for precision in finals.scores
         },
-        "artefacts": [_artefact(subject, finals) for subject in subjects],
+        "artefacts": [artefact_record(subject, finals) for subject in subjects],
         "varied": varied,
-        "worst": _worst(subjects),
+        "worst": worst_of(subjects),
     }
 
 
-def _artefact(subject: Subject, finals: Finals) -> dict[str, Any]:
+def absent_of(subjects: Sequence[Subject], require: Sequence[str]) -> list[str]:
+    """The runtimes of `require` in which nothing ran."""
+    ran = {s.configuration.split(" ")[0] for s in subjects if s.error is None}
+    return [runtime for runtime in require if runtime not in ran]
+
+
+def artefact_record(subject: Subject, finals: Finals | None = None) -> dict[str, Any]:
+    """A subject as JSON; with its final outputs on the test set, where there is one."""
     record: dict[str, Any] = {
         "file": subject.file,
         "precision": subject.precision,
@@ -91,8 +97,9 @@ def _artefact(subject: Subject, finals: Finals) -> dict[str, Any]:
     return record | {
         "observer": {"elements": subject.observed, "differ": subject.observer},
         "first_broken": broken.layer.name if broken else None,
+        "fingerprints": fingerprints(subject),
         "layers": [_layer(verdict) for verdict in subject.layers],
-        "final": _final(subject, finals) if subject.finals else None,
+        "final": _final(subject, finals) if finals is not None and subject.finals else None,
     }
 
 
@@ -110,8 +117,30 @@ def _layer(verdict: LayerVerdict) -> dict[str, Any]:
 
 def fingerprint(verdict: LayerVerdict) -> str:
     """How an int8 layer rounds, told by the inputs on which schemes disagree; "" for fp32."""
+    return _telling(verdict).fingerprint
+
+
+def _telling(verdict: LayerVerdict) -> Judgement:
     alone, inside = verdict.isolated, verdict.in_place
-    return (alone if alone is not None and alone.telling else inside).fingerprint
+    return alone if alone is not None and alone.telling else inside
+
+
+def fingerprints(subject: Subject) -> dict[str, str]:
+    """Per kind of int8 layer the schemes that reproduce all of its layers, in words."""
+    groups: dict[str, list[list[str]]] = {}
+    for verdict in subject.layers:
+        judgement = _telling(verdict)
+        if not judgement.matches:
+            continue
+        found = judgement.reproducing if judgement.telling else list(judgement.matches)
+        known = groups.setdefault(verdict.layer.kind.partition(" + ")[0], [])
+        for number, schemes in enumerate(known):
+            if shared := [name for name in schemes if name in found]:
+                known[number] = shared
+                break
+        else:
+            known.append(found)
+    return {kind: ", ".join(in_words(s) for s in known) for kind, known in groups.items()}
 
 
 def judgement_record(judgement: Judgement | None) -> dict[str, Any] | None:
@@ -132,7 +161,7 @@ def judgement_record(judgement: Judgement | None) -> dict[str, Any] | None:
         "fraction_of_bound": judgement.fraction if not judgement.matches else None,
         "sqnr_db": judgement.sqnr if math.isfinite(judgement.sqnr) else None,
         "cosine": judgement.cosine,
-        "schemes": judgement.schemes,
+        "schemes": judgement.reproducing,
         "telling": judgement.telling,
         "steps": {str(step): count for step, count in sorted(judgement.histogram.items())},
         "worst": asdict(judgement.worst) if judgement.worst else None,
@@ -171,7 +200,7 @@ def _final(subject: Subject, finals: Finals) -> dict[str, Any]:
     }
 
 
-def _worst(subjects: Sequence[Subject]) -> list[dict[str, Any]]:
+def worst_of(subjects: Sequence[Subject]) -> list[dict[str, Any]]:
     """The layers nearest to failing, failed ones first: by elements outside, then by how much of
     its bound one takes.
     """

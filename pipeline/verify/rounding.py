@@ -1,10 +1,10 @@
 """How a runtime rounds an int8 layer: which named scheme reproduces its integers bit for bit.
 
 A layer's exact result is computed from the integers that it was given. Convolution and linear
-layers have integer accumulators, which a runtime multiplies by s_x s_w / s_y and rounds; how, is the
-scheme. Other layers have a real result that is rounded. A runtime that computes an int8 layer in
-float32 sums in an order of its own: there every integer must be reachable within the float32 bound
-of `bounds`.
+layers have integer accumulators, which a runtime multiplies by s_x s_w / s_y and rounds; how, is
+the scheme. Other layers have a real result that is rounded. A runtime that computes an int8 layer
+in float32 sums in an order of its own: there every integer must be reachable within the float32
+bound of `bounds`.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def float_round_away(accumulator: Array, multiplier: Multiplier) -> Array:
 
 
 def _float_product(accumulator: Array, multiplier: Multiplier) -> Array:
-    return accumulator.astype(np.float32) * multiplier.single
+    return np.asarray(accumulator.astype(np.float32) * multiplier.single)
 
 
 def fixed_point(multiplier: Array) -> tuple[Array, Array]:
@@ -85,11 +85,11 @@ def fixed_point(multiplier: Array) -> tuple[Array, Array]:
 
 
 def single_round(accumulator: Array, multiplier: Multiplier) -> Array:
-    """ruy and TFLite built for single rounding: in 64 bits, halves up, once."""
+    """Ruy and TFLite built for single rounding: in 64 bits, halves up, once."""
     mantissa, shift = fixed_point(multiplier.exact)
     product = accumulator.astype(np.int64) * mantissa
     total = 31 - shift.astype(np.int64)
-    return (product + (np.int64(1) << (total - 1))) >> total
+    return np.asarray((product + (np.int64(1) << (total - 1))) >> total)
 
 
 def double_round(accumulator: Array, multiplier: Multiplier) -> Array:
@@ -112,14 +112,14 @@ def _doubled(accumulator: Array, mantissa: Array, shift: Array) -> Array:
 
 
 def double_round_up(accumulator: Array, multiplier: Multiplier) -> Array:
-    """ruy on x86: as gemmlowp, but the shifted result is rounded halves up.
+    """Ruy on x86: as gemmlowp, but the shifted result is rounded halves up.
 
     Found by LiteRT 2.3.0's built-in kernels on AVX-512: they alone give -2 for -2.50001.
     """
     mantissa, shift = fixed_point(multiplier.exact)
     left, right = np.maximum(shift, 0).astype(np.int64), np.maximum(-shift, 0).astype(np.int64)
     high = ((accumulator.astype(np.int64) << left) * mantissa + (1 << 30)) >> 31
-    return (high + ((np.int64(1) << right) >> 1)) >> right
+    return np.asarray((high + ((np.int64(1) << right) >> 1)) >> right)
 
 
 def integer_mean(total: Array, count: int) -> Array:
@@ -129,8 +129,8 @@ def integer_mean(total: Array, count: int) -> Array:
     (MeanImpl of tensorflow/lite/kernels/internal/reference/integer_ops/mean.h).
     """
     bits = min(int(count).bit_length() - 1, 32)
-    mantissa, shift = np.int64((2**30 << bits) // count), 1 - bits
-    return _doubled(total.astype(np.int64), mantissa, np.int64(shift))
+    mantissa, shift = np.array((2**30 << bits) // count), np.array(1 - bits)
+    return _doubled(total.astype(np.int64), mantissa, shift)
 
 
 def _truncated(value: Array, bits: int) -> Array:
@@ -153,6 +153,7 @@ ROUNDINGS: dict[str, Callable[[Array], Array]] = {
 INTEGER_AWAY = "integer half away"  # of the mean of integers, their zero point included
 INTEGER_MEAN = "integer mean"
 FLOAT32 = "float32 arithmetic"  # within its bound
+DEQUANTIZE = "DequantizeLinear"
 EXACT = "exact"  # nothing to round
 
 
@@ -176,8 +177,8 @@ class Exact:
     """What is known of an int8 layer's result before it is rounded and clamped.
 
     `real` is the exact result in steps, without the zero point; `reach` how far float32 arithmetic
-    may take it; `accumulator` the exact sum, where the layer has one, `count` of how many integers a
-    mean is taken. `low` and `high` clamp, zero point included.
+    may take it; `accumulator` the exact sum, where the layer has one; `count` how many integers
+    are averaged. `low` and `high` clamp, zero point included.
     """
 
     real: Array
@@ -257,8 +258,8 @@ def linear_of(layer: Layer, network: Network) -> Linear | None:
     if len(weighted) != 1 or others - moving:
         return None
     producers = {n.output[0]: n for n in layer.nodes}
-    sources = [producers.get(name) for name in weighted[0].input]
-    if any(s is None or s.op_type != "DequantizeLinear" for s in sources):
+    sources = [producers[name] for name in weighted[0].input if name in producers]
+    if len(sources) < len(weighted[0].input) or {s.op_type for s in sources} != {DEQUANTIZE}:
         return None
     x, w, *rest = sources
     known = network.constants

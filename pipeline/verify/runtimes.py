@@ -22,8 +22,8 @@ Array = npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class Configuration:
-    """One way to run a file. `kernels` are the runner's names. `batch` images at once, 0 for as many
-    as there are. `shipped` is whether the runner on the device does it so.
+    """One way to run a file. `kernels` are the runner's names. `batch` images go through at once,
+    0 for as many as there are. `shipped` is whether the runner on the device does it so.
     """
 
     runtime: str

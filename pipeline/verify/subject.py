@@ -1,4 +1,4 @@
-"""A file in a runtime, laid open: what comes out, whole and layer by layer, and the verdict on it."""
+"""A file in a runtime, laid open: what comes out of it, layer by layer, and the verdict on that."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from deploy.runner.backends import Session, as_input
+from deploy.runner.backends import as_input
 from deploy.runner.scores import steps
 
 from ..errors import UserError, first_line
@@ -23,21 +23,30 @@ Array = npt.NDArray[Any]
 
 
 class LayeredFile(Protocol):
-    """See `onnx_file` and `tflite_file`."""
+    """An `OnnxFile` or a `TfliteFile`."""
 
     suffix: str
 
-    def observed(self) -> bytes: ...
-    def split(self, outputs: list[Array]) -> tuple[Array, dict[str, Array]]: ...
-    def slice(self, layer: Layer) -> bytes: ...
-    def given(self, name: str, values: Array) -> Array: ...
-    def canonical(self, name: str, values: Array) -> Array: ...
+    def observed(self) -> bytes:
+        """The file with every layer's value as a further output."""
+
+    def split(self, outputs: list[Array]) -> tuple[Array, dict[str, Array]]:
+        """The outputs of the observed file: its own, and each layer's value as the program's."""
+
+    def slice(self, layer: Layer) -> bytes:
+        """One layer as a file of its own; its inputs are the values of `layer.inputs`."""
+
+    def given(self, name: str, values: Array) -> Array:
+        """A layer's value, laid out as the slice after it takes it."""
+
+    def canonical(self, name: str, values: Array) -> Array:
+        """A slice's output, laid out as the program's value."""
 
 
 @dataclass
 class LayerVerdict:
-    """One layer in one runtime: alone, fed the reference's and made values; in place, judged by what
-    it was really fed; and `accumulated`, its difference from the reference's own chain of layers.
+    """One layer in one runtime: alone, fed the reference's and made values; in place, judged by
+    what it was really fed; and `accumulated`, how far it is from the reference's own chain.
     """
 
     layer: Layer
@@ -89,7 +98,9 @@ def reference_chain(network: Network, pixels: Array) -> dict[str, Any]:
     """Every layer's value in the reference, from its own predecessors: `Bounded` for fp32, with all
     that float32 may be off by until there, int8 integers otherwise. `pixels` uint8 N x C x H x W.
     """
-    values: dict[str, Any] = {IMAGE: as_input(pixels, np.dtype(np.int8 if network.int8 else np.float32))}
+    values: dict[str, Any] = {
+        IMAGE: as_input(pixels, np.dtype(np.int8 if network.int8 else np.float32))
+    }
     if not network.int8:
         values[IMAGE] = exactly(values[IMAGE])
     for layer in network.layers:
@@ -116,11 +127,15 @@ def observe(
     """
     subject.observed += whole.size
     subject.observer += whole.size if final.shape != whole.shape else int(_differ(final, whole))
-    values = {IMAGE: as_input(pixels, np.dtype(np.int8 if network.int8 else np.float32))} | dict(found)
+    values = {IMAGE: as_input(pixels, np.dtype(np.int8 if network.int8 else np.float32))} | dict(
+        found
+    )
     for verdict in subject.layers:
         layer = verdict.layer
         value = values[layer.name]
-        judgement = judge(layer, network, {name: values[name] for name in layer.inputs}, value, first)
+        judgement = judge(
+            layer, network, {name: values[name] for name in layer.inputs}, value, first
+        )
         verdict.in_place += judgement
         if judgement.problem is None:
             verdict.accumulated += _accumulated(chain[layer.name], value, first)

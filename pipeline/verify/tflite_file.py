@@ -56,15 +56,23 @@ MOVING = {
 
 
 class TfliteFile:
-    """`layers` are those of the program, whose values are looked for in the file."""
+    """`layers` are those of the program, whose values are looked for in the file; `image_shape` is
+    its C x H x W, which may be H x W x C here.
+    """
 
     suffix = ".tflite"
 
-    def __init__(self, content: bytes, name: str, layers: Sequence[Layer]) -> None:
+    def __init__(
+        self, content: bytes, name: str, layers: Sequence[Layer], image_shape: tuple[int, ...]
+    ) -> None:
         self._model, self._graph = _parse(content, name)
         graph = self._graph
         self._names = [_name(self._model, operator) for operator in graph.operators]
-        self._orders = self._trace()
+        shape = tuple(int(size) for size in graph.tensors[graph.inputs[0]].shape)[1:]
+        last = tuple(image_shape[axis - 1] for axis in CHANNELS_LAST[1:])
+        if shape not in (image_shape, last):
+            raise BadInput(f"{name}: the input has shape {shape}, not {image_shape} or {last}")
+        self._orders = self._trace((0, 1, 2, 3) if shape == image_shape else CHANNELS_LAST)
         self._tensors = {IMAGE: int(graph.inputs[0])} | self._locate(layers)
         self._shapes = {layer.name: layer.shape for layer in layers}
 
@@ -74,9 +82,9 @@ class TfliteFile:
         other._model, other._graph = _parse(content, "the changed file")
         return other
 
-    def _trace(self) -> dict[int, Order]:
+    def _trace(self, image: Order) -> dict[int, Order]:
         """The order of the axes of every tensor with four of them."""
-        orders: dict[int, Order] = {int(self._graph.inputs[0]): (0, 1, 2, 3)}
+        orders: dict[int, Order] = {int(self._graph.inputs[0]): image}
         for name, operator in zip(self._names, self._graph.operators, strict=True):
             source = next((int(t) for t in operator.inputs if int(t) in orders), None)
             target = int(operator.outputs[0])
@@ -154,7 +162,9 @@ class TfliteFile:
             [self._tensors[name] for name in layer.inputs], [self._tensors[layer.name]], seen
         )
 
-    def _written(self, inputs: list[int], outputs: list[int], made: set[int] | None = None) -> bytes:
+    def _written(
+        self, inputs: list[int], outputs: list[int], made: set[int] | None = None
+    ) -> bytes:
         """The file with other inputs and outputs, and only the operators that make `made`."""
         from ai_edge_litert.tools import flatbuffer_utils as flatbuffer
 

@@ -23,8 +23,14 @@ from . import litert, onnxruntime, tflite_runtime
 from .session import Session, TensorInfo
 
 __all__ = [
-    *("BACKENDS", "Model", "Session", "TensorInfo"),
-    *("as_input", "open_first", "open_session", "open_with"),
+    "BACKENDS",
+    "Model",
+    "Session",
+    "TensorInfo",
+    "as_input",
+    "open_first",
+    "open_session",
+    "open_with",
 ]
 
 BACKENDS: dict[str, ModuleType] = {

@@ -1,0 +1,142 @@
+"""The semantics grid: one-layer models through the exporters and runners that ship, cell by cell.
+
+A conversion takes a second or two whatever its size, so up to `GROUP` cells go through one file:
+parallel branches from one input. Where a file is refused, halving finds the cells that are to
+blame, and the others are converted without them.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy.typing as npt
+
+from ...errors import UserError, unknown
+from .cells import Cell, core_cells, full_cells
+from .defects import known_refusal
+from .group import KINDS, REFERENCE, Group, export_cells, found_by, group_of
+from .outcome import MISMATCH, REFUSED, Outcome, outcome_of
+from .reproducer import write_reproducer, write_reproducers
+from .truth import judge_output
+
+__all__ = [
+    *("RUNTIMES", "Cell", "Outcome", "core_cells", "full_cells", "run_cells"),
+    *("write_reproducer", "write_reproducers"),
+]
+
+Array = npt.NDArray[Any]
+
+RUNTIMES = tuple(KINDS)
+GROUP = 50  # cells in one file
+
+
+def run_cells(
+    cells: Iterable[Cell],
+    runtimes: Sequence[str] = RUNTIMES,
+    on_step: Callable[[str], None] = lambda _: None,
+) -> list[Outcome]:
+    """Each cell in each runtime; cells that may share a file come together. Raises UsageError."""
+    for runtime in runtimes:
+        if runtime not in KINDS:
+            raise unknown("runtime", runtime, KINDS)
+    outcomes = []
+    for group in _groups(cells):
+        on_step(f"{group[0].name} and {len(group) - 1} more")
+        outcomes += _outcomes(group, runtimes)
+    return outcomes
+
+
+def _groups(cells: Iterable[Cell]) -> list[list[Cell]]:
+    """Cells that go through one file; those that the quantizer is known to refuse are alone."""
+    groups: list[list[Cell]] = []
+    families: dict[Any, list[Cell]] = {}
+    for cell in cells:
+        family = families.setdefault((cell.precision, cell.shape), [])
+        if known_refusal(cell):
+            groups.append([cell])
+        else:
+            family.append(cell)
+    for family in families.values():
+        groups += [family[start : start + GROUP] for start in range(0, len(family), GROUP)]
+    return groups
+
+
+def _outcomes(cells: Sequence[Cell], runtimes: Sequence[str]) -> list[Outcome]:
+    try:
+        group = group_of(cells)
+    except UserError as error:
+        if len(cells) == 1:
+            return [Outcome(cells[0], name, REFUSED, error.message, 0.0) for name in runtimes]
+        half = len(cells) // 2
+        return _outcomes(cells[:half], runtimes) + _outcomes(cells[half:], runtimes)
+    outcomes = []
+    for kind in dict.fromkeys(KINDS[runtime] for runtime in runtimes):
+        readers = [runtime for runtime in runtimes if KINDS[runtime] == kind]
+        alone = [n for n, cell in enumerate(cells) if known_refusal(cell, kind)]
+        together = [n for n in range(len(cells)) if n not in alone]
+        for numbers in filter(None, (together, *([n] for n in alone))):
+            outcomes += _exported(group, numbers, kind, readers)
+    return outcomes
+
+
+def _exported(
+    group: Group, numbers: list[int], kind: str, runtimes: Sequence[str]
+) -> list[Outcome]:
+    """These cells through one file in the runtimes that read it."""
+    with tempfile.TemporaryDirectory() as folder:
+        try:
+            files = export_cells(group, numbers, kind, Path(folder))
+        except UserError as error:
+            return _refused(error, group, numbers, kind, runtimes)
+        outcomes = []
+        for path, inside in files:
+            for runtime in runtimes:
+                try:
+                    found = found_by(path, runtime, group.values)
+                except UserError as error:
+                    outcomes += _refused(error, group, inside, kind, [runtime])
+                else:
+                    outcomes += _judged(group, inside, runtime, found)
+    return [_again(outcome, group) if len(numbers) > 1 else outcome for outcome in outcomes]
+
+
+def _refused(
+    error: UserError, group: Group, numbers: list[int], kind: str, runtimes: Sequence[str]
+) -> list[Outcome]:
+    """One cell is refused; where there are more, each half is tried for itself."""
+    if len(numbers) == 1:
+        cell = group.cells[numbers[0]]
+        return [Outcome(cell, runtime, REFUSED, error.message, 0.0) for runtime in runtimes]
+    half = len(numbers) // 2
+    parts = (numbers[:half], numbers[half:])
+    return [outcome for part in parts for outcome in _exported(group, part, kind, runtimes)]
+
+
+def _judged(
+    group: Group, numbers: Sequence[int], runtime: str, found: Sequence[Array]
+) -> list[Outcome]:
+    outcomes, outputs = [], iter(found)
+    for number in numbers:
+        judgements = [
+            judge_output(truth, next(outputs), finely=runtime == REFERENCE)
+            for truth in group.truths[number]
+        ]
+        outcomes.append(outcome_of(group.cells[number], runtime, judgements))
+    return outcomes
+
+
+def _again(outcome: Outcome, group: Group) -> Outcome:
+    """A cell that is wrong beside others is judged once more, alone."""
+    if outcome.status != MISMATCH:
+        return outcome
+    number, runtime = group.cells.index(outcome.cell), outcome.runtime
+    (alone,) = _exported(group, [number], KINDS[runtime], [runtime])
+    return (
+        alone
+        if alone.status == MISMATCH
+        else replace(outcome, detail=f"{outcome.detail}; only beside other layers")
+    )

@@ -1,0 +1,206 @@
+"""The laboratory: the files of one precision in every runtime, side by side, on the same inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from deploy.runner.backends import Session, as_input
+
+from ..errors import first_line
+from .cases import isolated_inputs
+from .layers import IMAGE
+from .onnx_file import OnnxFile
+from .report import fingerprint
+from .runtimes import JUDGED, VARIED, Configuration, Runtimes, missing, run_all
+from .subject import LayeredFile, LayerVerdict, Subject, isolate, observe, reference_chain
+from .tflite_file import TfliteFile
+
+Array = npt.NDArray[Any]
+BATCH = 100  # images whose layers are in memory at once
+
+
+@dataclass
+class Opened:
+    """A subject with what runs it, on uint8 N x C x H x W: `whole` gives the file's own output,
+    `observe` that of the file laid open, and every layer's value. `outputs` gathers what `whole`
+    gave, batch by batch.
+    """
+
+    subject: Subject
+    whole: Callable[[Array], Array]
+    observe: Callable[[Array], tuple[Array, dict[str, Array]]]
+    outputs: list[Array] = field(default_factory=list)
+
+
+class Laboratory:
+    """`reference` is the ONNX file that the layers are read from, `files` the contents to judge, by
+    name. `subjects` has the verdicts, `varied` what other kernels, threads and batches change.
+    """
+
+    def __init__(
+        self,
+        reference: OnnxFile,
+        files: Mapping[str, bytes],
+        precision: str,
+        runtimes: Runtimes,
+        require: Sequence[str] = (),
+        seed: int = 0,
+        on_step: Callable[[str], None] = lambda _: None,
+    ) -> None:
+        self.reference, self.network, self.files = reference, reference.network, files
+        self.precision, self.runtimes, self.require = precision, runtimes, require
+        self.seed, self.on_step = seed, on_step
+        self.subjects: list[Subject] = []
+        self.varied: list[dict[str, Any]] = []
+
+    def subject(self, file: str, configuration: str, shipped: bool) -> Subject:
+        """A new one, whose layers are still to be judged."""
+        layers = [LayerVerdict(layer) for layer in self.network.layers]
+        subject = Subject(file, self.precision, configuration, shipped, layers)
+        self.subjects.append(subject)
+        return subject
+
+    def judge(
+        self, pixels: Array, alone: Array, test_images: Array | None, program: Opened | None = None
+    ) -> None:
+        """Judge every layer in place on `pixels`, and alone on its values for the images `alone`;
+        keep final outputs for `test_images`. uint8 N x C x H x W all.
+        """
+        opened = [program] if program is not None else []
+        layered: list[tuple[Subject, LayeredFile, Configuration]] = []
+        for name, content in self.files.items():
+            for configuration in JUDGED[name.rpartition(".")[2]]:
+                if missing(configuration) and configuration.runtime not in self.require:
+                    continue
+                subject = self.subject(name, configuration.name, configuration.shipped)
+                with _failures_of(subject):
+                    file = self._layered(content, name)
+                    opened.append(self._open(subject, file, content, configuration))
+                    layered.append((subject, file, configuration))
+        self._in_place(opened, pixels)
+        self._isolated(layered, alone)
+        if test_images is not None:
+            self._finals(opened, test_images)
+        for name in self.files:
+            self._vary(name, opened, pixels)
+
+    def _layered(self, content: bytes, name: str) -> LayeredFile:
+        if not name.endswith(OnnxFile.suffix):
+            return TfliteFile(content, name, self.network.layers, self.network.image_shape)
+        names = [(layer.name, layer.kind) for layer in self.network.layers]
+        return OnnxFile(content, name, names)
+
+    def _open(
+        self, subject: Subject, file: LayeredFile, content: bytes, configuration: Configuration
+    ) -> Opened:
+        shipped = self.runtimes.open(configuration, content, subject.file)
+        observed = self.runtimes.open(configuration, file.observed(), f"observed{file.suffix}")
+        subject.runtime = shipped.runtime
+
+        def laid_open(pixels: Array) -> tuple[Array, dict[str, Array]]:
+            return file.split(_feed(observed, file, pixels))
+
+        return Opened(subject, lambda pixels: _feed(shipped, file, pixels)[0], laid_open)
+
+    def _in_place(self, opened: list[Opened], pixels: Array) -> None:
+        for start in range(0, len(pixels), BATCH):
+            self.on_step(f"{self.precision}: every layer in place (image {start} of {len(pixels)})")
+            batch = pixels[start : start + BATCH]
+            chain = reference_chain(self.network, batch)
+            for entry in opened:
+                if entry.subject.error is None:
+                    with _failures_of(entry.subject):
+                        final, found = entry.observe(batch)
+                        whole = entry.whole(batch)
+                        entry.outputs.append(whole)
+                        observe(
+                            entry.subject, self.network, batch, chain, final, whole, found, start
+                        )
+
+    def _isolated(
+        self, layered: list[tuple[Subject, LayeredFile, Configuration]], pixels: Array
+    ) -> None:
+        chain = reference_chain(self.network, pixels)
+        real = {
+            name: value if self.network.int8 else value.value.astype(np.float32)
+            for name, value in chain.items()
+        }
+        for number, layer in enumerate(self.network.layers):
+            self.on_step(f"{self.precision}: every layer alone ({layer.name})")
+            given = {name: real[name] for name in layer.inputs}
+            inputs = isolated_inputs(layer, self.network, given, self.seed)
+            for subject, file, configuration in layered:
+                if subject.error is None:
+                    with _failures_of(subject):
+                        verdict = subject.layers[number]
+                        isolate(verdict, self.network, file, configuration, self.runtimes, inputs)
+
+    def _finals(self, opened: list[Opened], images: Array) -> None:
+        self.on_step(f"{self.precision}: final outputs of {len(images)} test images")
+        for entry in opened:
+            if entry.subject.shipped and entry.subject.error is None:
+                with _failures_of(entry.subject):
+                    for start in range(0, len(images), BATCH):
+                        entry.subject.finals.append(entry.whole(images[start : start + BATCH]))
+
+    def _vary(self, name: str, opened: list[Opened], pixels: Array) -> None:
+        """Final outputs with other threads, batches and kernels against the first configuration."""
+        entries = [e for e in opened if e.subject.file == name and e.subject.error is None]
+        if not entries:
+            return
+        first, *others = entries
+        expected = np.concatenate(first.outputs)
+        content = self.files[name]
+        outputs = [(e.subject.configuration, np.concatenate(e.outputs)) for e in others]
+        for configuration in VARIED[name.rpartition(".")[2]]:
+            session = self.runtimes.open(configuration, content, name)
+            output = _feed(session, self._layered(content, name), pixels, configuration.batch)[0]
+            outputs.append((configuration.name, output))
+        for configuration_name, output in outputs:
+            unlike = output != expected
+            self.varied.append(
+                {
+                    "cause": self._cause(first.subject, configuration_name, entries),
+                    "file": name,
+                    "configuration": configuration_name,
+                    "against": first.subject.configuration,
+                    "elements": int(output.size),
+                    "differ": int(unlike.sum()),
+                    "largest": float(np.abs(output.astype(np.float64) - expected).max()),
+                }
+            )
+
+    def _cause(self, first: Subject, name: str, entries: list[Opened]) -> str:
+        """Why final outputs may differ from the first configuration's, from what was found out."""
+        other = next((e.subject for e in entries if e.subject.configuration == name), None)
+        if not self.network.int8 or other is None:
+            return "sums in another order"
+        for one, two in zip(first.layers, other.layers, strict=True):
+            if fingerprint(one) != fingerprint(two):
+                return f"{one.layer.name}: {fingerprint(two)}, not {fingerprint(one)}"
+        return "float32 arithmetic"
+
+
+class _failures_of:  # noqa: N801  # reads as what it is used for
+    """What goes wrong on the way is a failure of the subject, with its reason."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
+        if isinstance(error, Exception):  # the runtimes' own exceptions share no base
+            self.subject.error = first_line(error)
+            return True
+        return False
+
+
+def _feed(session: Session, file: LayeredFile, pixels: Array, batch: int = 0) -> list[Array]:
+    values = as_input(pixels, session.inputs[0].dtype)
+    return run_all(session, (file.given(IMAGE, values),), batch)

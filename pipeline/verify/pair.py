@@ -1,0 +1,74 @@
+"""Two or more model files from anywhere, compared: the first ONNX file is the reference."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import BadInput, Missing
+from .cases import Case, made_cases
+from .evidence import machine
+from .laboratory import BATCH, Laboratory
+from .onnx_file import OnnxFile
+from .report import absent_of, artefact_record, worst_of
+from .runtimes import JUDGED, Runtimes, missing
+
+
+def verify_files(
+    paths: Sequence[Path],
+    images: int,
+    seed: int,
+    require: Sequence[str] = (),
+    on_step: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Judge files of one network layer by layer, on `images` random images and some made ones.
+
+    The layers are those of the first ONNX file; the others must have the same ones, in order and
+    kind. Values are in [0, 1], or int8 where the files take int8. Raises Missing, BadInput.
+    """
+    contents: dict[str, bytes] = {}
+    for path in paths:
+        if path.suffix[1:] not in JUDGED:
+            raise BadInput(
+                f"{path}: not a model file", f"give {', '.join(f'.{k}' for k in JUDGED)}"
+            )
+        if not path.is_file():
+            raise Missing(f"{path}: no such file")
+        contents[path.name if path.name not in contents else str(path)] = path.read_bytes()
+    first = next((path for path in paths if path.suffix == OnnxFile.suffix), None)
+    if first is None:
+        raise BadInput("no ONNX file: the reference is read from one", "give one .onnx file first")
+    reference = OnnxFile(first.read_bytes(), str(first))
+    network = reference.network
+    if len(network.image_shape) != 3 or min(network.image_shape) < 1:
+        raise BadInput(f"{first}: the input is {network.image_shape}, not C x H x W of fixed size")
+    generator = torch.Generator().manual_seed(seed)
+    shape = (images, *network.image_shape)
+    random = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    cases = [Case("random", random), *made_cases(network.image_shape, seed)]
+    pixels = torch.cat([case.pixels for case in cases]).numpy()
+    precision = "int8" if network.int8 else "fp32"
+    with Runtimes() as runtimes:
+        laboratory = Laboratory(reference, contents, precision, runtimes, require, seed, on_step)
+        laboratory.judge(pixels, pixels[:BATCH], None)
+    subjects = laboratory.subjects
+    absent = absent_of(subjects, require)
+    configurations = [c for path in paths for c in JUDGED[path.suffix[1:]]]
+    return {
+        "passed": all(subject.passed for subject in subjects) and not absent,
+        "reference": str(first),
+        "required": list(require),
+        "absent": absent,
+        "skipped": sorted({c.runtime for c in configurations if missing(c)} - set(require)),
+        "machine": machine(),
+        "artefacts": [artefact_record(subject) for subject in subjects],
+        "varied": laboratory.varied,
+        "worst": worst_of(subjects),
+        "cases": {case.name: len(case.pixels) for case in cases},
+        "seed": seed,
+        "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
+    }

@@ -1,0 +1,242 @@
+"""Self-check: does verification find what is wrong? A run's own files are made wrong to see.
+
+Every file is mutated in every way of `mutants`, at every operator, and verified as a run is: by the
+runner and kernels that ship, each layer in place and alone, against the reference, which is read
+from the unmutated ONNX file. A mutant that passes although one bit of its output is another is a
+failure; so is an unmutated file that does not pass. Beside it stands what `np.allclose` finds of
+the same mutants on the same images, against the unmutated file's own output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from deploy.runner.backends import as_input
+from deploy.runner.backends.session import Session
+from deploy.runner.contract import PRECISIONS
+from deploy.runner.scores import real
+
+from .. import program
+from ..data import dataset_of
+from ..errors import UsageError, first_line
+from ..export import FORMATS, export_run
+from ..run_folder import RunFolder
+from . import reference_of
+from .cases import cases_for, isolated_inputs
+from .layers import IMAGE, Network
+from .mutants import Mutant, mutants_of
+from .onnx_file import OnnxFile
+from .runtimes import JUDGED, Runtimes, run_all
+from .subject import LayeredFile, LayerVerdict, Subject, isolate, observe, reference_chain
+from .tflite_file import TfliteFile
+
+Array = npt.NDArray[Any]
+
+BATCH = 32  # images that are judged at once; the first fail nearly every mutant
+TOLERANCES = {"allclose_1e-3": 1e-3, "allclose_1e-5": 1e-5}  # relative and absolute
+COUNTS = ("mutants", "changed", "killed", "killed_changed", *TOLERANCES, "equivalent")
+
+
+def self_check(
+    run: RunFolder,
+    formats: Sequence[str] = tuple(FORMATS),
+    precisions: Sequence[str] = PRECISIONS,
+    images: int = 100,
+    seed: int = 0,
+    on_step: Callable[[str], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Verify every mutant of every file on `images` test images and the made ones.
+
+    Returns {"passed", "false_alarms": [why], "files": [{"file", "rows"}], "total": counts}. A row
+    has "mutation", the counts, and "missed": the layers of mutants that passed and yet compute
+    something else, be it only inside or from made inputs. The counts are "mutants"; "changed", with
+    another output; "killed", found by verification; "killed_changed", both; "allclose_1e-3" and
+    "allclose_1e-5", changed ones that np.allclose finds; "equivalent", passed and nowhere changed.
+    Raises UsageError, Missing or BadInput.
+    """
+    if images < 1:
+        raise UsageError(f"--images {images}", "give 1 or more")
+    export_run(run, tuple({"onnx", *formats}), precisions)
+    cases = cases_for(dataset_of(run), images, seed)
+    pixels = torch.cat([case.pixels for case in cases])
+    alarms: list[str] = []
+    files: list[dict[str, Any]] = []
+    with Runtimes() as runtimes:
+        for precision in precisions:
+            on_step(f"{precision} reference")
+            reference = _reference(run, precision, pixels, seed)
+            for kind in formats:
+                file = _File(run, precision, kind, reference, runtimes)
+                on_step(file.name)
+                alarms += file.alarms()
+                files.append({"file": file.name, "rows": _rows(run, file, on_step)})
+    rows = [row for entry in files for row in entry["rows"]]
+    total = {count: sum(row[count] for row in rows) for count in COUNTS}
+    passed = not alarms and 0 < total["changed"] == total["killed_changed"]
+    return {"passed": passed, "false_alarms": alarms, "files": files, "total": total}
+
+
+def _rows(run: RunFolder, file: _File, on_step: Callable[[str], None]) -> list[dict[str, Any]]:
+    """One for each mutation that is possible in the file."""
+    rows: dict[str, dict[str, Any]] = {}
+    for mutant in mutants_of(run.need(file.name)):
+        on_step(f"{file.name} {mutant.name} {mutant.layer}")
+        new = {"mutation": mutant.name, **dict.fromkeys(COUNTS, 0), "missed": []}
+        row = rows.setdefault(mutant.name, new)
+        found = file.outcome(mutant)
+        for count in found:
+            row[count] += 1
+        if not found & {"killed", "equivalent"}:
+            row["missed"].append(mutant.layer)
+    return list(rows.values())
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """What all files of one precision are judged by: of every BATCH of the images `pixels` the
+    reference's values, and what each layer is fed alone.
+    """
+
+    onnx: OnnxFile
+    pixels: Array
+    chains: Sequence[Mapping[str, Any]]
+    alone: Mapping[str, Mapping[str, Array]]
+
+    @property
+    def network(self) -> Network:
+        return self.onnx.network
+
+
+def _reference(run: RunFolder, precision: str, images: Tensor, seed: int) -> _Reference:
+    module = program.load(run.need(run.artefact(precision, "pt2")))
+    onnx = reference_of(run, precision, module)
+    network, pixels = onnx.network, images.numpy()
+    chains = [
+        reference_chain(network, pixels[start : start + BATCH])
+        for start in range(0, len(pixels), BATCH)
+    ]
+    values = {
+        name: value if network.int8 else value.value.astype(np.float32)
+        for name, value in chains[0].items()
+    }
+    alone = {
+        layer.name: isolated_inputs(layer, network, {n: values[n] for n in layer.inputs}, seed)
+        for layer in network.layers
+    }
+    return _Reference(onnx, pixels, chains, alone)
+
+
+class _File:
+    """A file as it is, and what becomes of its mutants."""
+
+    def __init__(
+        self, run: RunFolder, precision: str, kind: str, reference: _Reference, runtimes: Runtimes
+    ) -> None:
+        self.name, self.precision = run.artefact(precision, kind), precision
+        self.reference, self.network, self.runtimes = reference, reference.network, runtimes
+        self.configuration = JUDGED[kind][0]
+        self.content = run.need(self.name).read_bytes()
+        self.layered: OnnxFile | TfliteFile = (
+            reference.onnx
+            if kind == "onnx"
+            else TfliteFile(self.content, self.name, self.network.layers, self.network.image_shape)
+        )
+        session = self._open(self.content, self.name)
+        self.quantization = session.outputs[0].quantization
+        self.whole = self._feed(session)[0]
+
+    def alarms(self) -> list[str]:
+        """Why the unmutated file does not pass; nothing if it does."""
+        subject = self._verdict(self.layered, self.whole)
+        if subject.passed:
+            return []
+        broken = subject.first_broken
+        return [f"{self.name}: {subject.error or (broken.layer.name if broken else 'output')}"]
+
+    def outcome(self, mutant: Mutant) -> set[str]:
+        """Which COUNTS a mutant adds to."""
+        try:
+            whole = self._feed(self._open(mutant.content, self.name))[0]
+            layered = self.layered.changed(mutant.content)
+        except Exception:  # no output at all: whoever looks at it sees that
+            return {*COUNTS} - {"equivalent"}
+        changed = not np.array_equal(whole, self.whole)
+        killed = not self._verdict(layered, whole).passed
+        outcome = {"mutants"}
+        if changed:
+            outcome |= {"changed"} | {
+                name for name, limit in TOLERANCES.items() if not self._close(whole, limit)
+            }
+        if killed:
+            outcome |= {"killed", "killed_changed"} if changed else {"killed"}
+        elif not changed and self._equivalent(layered):
+            outcome.add("equivalent")
+        return outcome
+
+    def _verdict(self, layered: LayeredFile, whole: Array) -> Subject:
+        """As verification judges it, but it ends where the first layer fails."""
+        verdicts = [LayerVerdict(layer) for layer in self.network.layers]
+        subject = Subject(self.name, self.precision, self.configuration.name, True, verdicts)
+        try:
+            final, found = self._inside(layered)
+            for number, chain in enumerate(self.reference.chains):
+                first = number * BATCH
+                part = slice(first, first + BATCH)
+                pixels, values = self.reference.pixels[part], {n: v[part] for n, v in found.items()}
+                observe(
+                    subject, self.network, pixels, chain, final[part], whole[part], values, first
+                )
+                if not subject.passed:
+                    return subject
+            for verdict in verdicts:
+                inputs = self.reference.alone[verdict.layer.name]
+                isolate(verdict, self.network, layered, self.configuration, self.runtimes, inputs)
+                if not verdict.passed:
+                    return subject
+        except Exception as error:  # the runtimes' own exceptions share no base
+            subject.error = first_line(error)
+        return subject
+
+    def _close(self, whole: Array, tolerance: float) -> bool:
+        one, other = (real(output, self.quantization) for output in (whole, self.whole))
+        return one.shape == other.shape and np.allclose(one, other, tolerance, tolerance)
+
+    def _equivalent(self, layered: LayeredFile) -> bool:
+        """Whether no layer computes anything else, in place or alone."""
+        values, alone = self._values
+        found = self._inside(layered)[1]
+        return all(np.array_equal(found[name], value) for name, value in values.items()) and all(
+            np.array_equal(value, right)
+            for value, right in zip(self._alone(layered), alone, strict=True)
+        )
+
+    @cached_property
+    def _values(self) -> tuple[dict[str, Array], list[Array]]:
+        return self._inside(self.layered)[1], list(self._alone(self.layered))
+
+    def _inside(self, layered: LayeredFile) -> tuple[Array, dict[str, Array]]:
+        """The output with all layers observed, and each layer's value."""
+        return layered.split(self._feed(self._open(layered.observed(), self.name)))
+
+    def _alone(self, layered: LayeredFile) -> Iterator[Array]:
+        """What each layer makes of the inputs it is judged by alone."""
+        for layer in self.network.layers:
+            inputs = self.reference.alone[layer.name]
+            session = self._open(layered.slice(layer), self.name)
+            values = tuple(layered.given(name, inputs[name]) for name in layer.inputs)
+            yield run_all(session, values, self.configuration.batch)[0]
+
+    def _open(self, content: bytes, name: str) -> Session:
+        return self.runtimes.open(self.configuration, content, name)
+
+    def _feed(self, session: Session) -> list[Array]:
+        image = as_input(self.reference.pixels, session.inputs[0].dtype)
+        return run_all(session, (self.layered.given(IMAGE, image),), self.configuration.batch)

@@ -1,0 +1,224 @@
+"""A verification report as tables: what is worst first, then every layer, then what differs."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ..console import say, table
+
+Record = dict[str, Any]
+
+
+def percent(part: float) -> str:
+    """Rounded down, so that only all of it is 100 %."""
+    return f"{math.floor(part * 1e5) / 1e3:.3f}%"
+
+
+def show_verification(report: Record) -> None:
+    """Worst layers, layers by runtime, files, what differs and why, failures."""
+    _show_worst(report["worst"])
+    for precision in ("fp32", "int8"):
+        artefacts = [a for a in report["artefacts"] if a["precision"] == precision]
+        judged = [a for a in artefacts if a["error"] is None]
+        if precision == "fp32":
+            for file in dict.fromkeys(a["file"] for a in judged):
+                _show_bounds(file, [a for a in judged if a["file"] == file])
+        elif judged:
+            _show_fingerprints(judged)
+    if "test_images" in report:
+        _show_files(report)
+    _show_varied(report["varied"])
+    for artefact in report["artefacts"]:
+        _show_failure(artefact, report.get("run"))
+    for runtime in report["absent"]:
+        say(f"{runtime}: required, but no file ran in it")
+    for runtime in report["skipped"]:
+        say(f"{runtime}: not there, skipped (run 'make install'; --require makes it a failure)")
+    say("verified: every file computes what its program does" if report["passed"] else "FAILED")
+
+
+def _show_worst(worst: list[Record]) -> None:
+    def size(entry: Record) -> str:
+        if entry["problem"]:
+            return f"FAILED: {entry['problem']}"
+        if entry["outside"]:
+            return f"FAILED: {entry['outside']:,} outside"
+        return entry["fingerprint"] or f"{entry['fraction_of_bound']:.0%} of its bound"
+
+    rows = [[e["layer"], e["kind"], e["file"], e["configuration"], size(e)] for e in worst]
+    columns = ["layer", "kind", "file", "runtime", "largest error"]
+    table("nearest to failing", columns, rows, columns)
+
+
+def _show_bounds(file: str, artefacts: list[Record]) -> None:
+    """fp32: the largest error as a part of its bound, in place or alone."""
+
+    def cell(layer: Record) -> str:
+        judgements = [j for j in (layer["isolated"], layer["in_place"]) if j is not None]
+        if any(j["problem"] for j in judgements):
+            return "FAILED"
+        part = f"{max(j['fraction_of_bound'] for j in judgements):.0%}"
+        unlikely = any(j["unlikely"] for j in judgements)
+        return part + ("!" if unlikely else "") if layer["passed"] else f"FAILED {part}"
+
+    rows = [
+        [layer["layer"], layer["kind"], *(cell(a["layers"][number]) for a in artefacts)]
+        for number, layer in enumerate(artefacts[0]["layers"])
+    ]
+    names = [a["configuration"] for a in artefacts]
+    title = f"{file}: largest error as a part of its bound (!: beyond the probabilistic bound)"
+    table(title, ["layer", "kind", *names], rows, ["kind"])
+
+
+def _show_fingerprints(artefacts: list[Record]) -> None:
+    """int8: how each kind of layer rounds in each runtime."""
+    rows = []
+    for artefact in artefacts:
+        told = " · ".join(f"{kind}: {how}" for kind, how in artefact["fingerprints"].items())
+        judgements = [
+            j
+            for layer in artefact["layers"]
+            for j in (layer["isolated"], layer["in_place"])
+            if j is not None
+        ]
+        outside = sum(j["outside"] for j in judgements)
+        elements = sum(j["elements"] for j in judgements)
+        rows.append([artefact["configuration"], f"{outside:,}", f"{elements:,}", told])
+    columns = ["int8", "unexplained", "of", "rounding that reproduces all of them"]
+    table("how int8 is rounded", columns, rows, columns[-1:])
+
+
+def _show_files(report: Record) -> None:
+    def change(entry: Record) -> str:
+        confusion = entry["confusion_with_fp32"]
+        return f"+{confusion['only this right']} -{confusion['only fp32 right']}"
+
+    rows = []
+    for artefact in report["artefacts"]:
+        name = [artefact["file"], artefact["configuration"]]
+        verdict = "passed" if artefact["passed"] else "FAILED"
+        final = artefact.get("final")
+        if final is None:
+            if not artefact["passed"]:
+                rows.append([*name, "", "", "", "", verdict])
+            continue
+        size = (
+            f"{final['largest']:.0f} steps, {percent(final['equal_part'])} equal"
+            if artefact["precision"] == "int8"
+            else f"{final['relative']:.1e}"
+        )
+        flips = str(len(final["flips"])) if final["flips"] else ""
+        accuracy = f"{final['accuracy']:.2%}"
+        rows.append([*name, accuracy, size, change(final), flips, verdict])
+    columns = ["file", "runtime", "accuracy", "final off by", "against fp32", "flips", ""]
+    table(f"{report['test_images']:,} test images, against the program", columns, rows)
+
+
+def _show_varied(varied: list[Record]) -> None:
+    rows = [
+        [
+            entry["file"],
+            entry["configuration"],
+            entry["against"],
+            f"{entry['differ']:,} of {entry['elements']:,}",
+            f"{entry['largest']:.2g}",
+            entry["cause"],
+        ]
+        for entry in varied
+        if entry["differ"]
+    ]
+    if rows:
+        columns = ["file", "runtime", "differs from", "outputs", "by at most", "cause"]
+        table("final outputs by kernels, threads and batch", columns, rows, ["cause"])
+    else:
+        say("final outputs are bit-equal for all kernels, threads and batches")
+
+
+def _show_failure(artefact: Record, run: str | None) -> None:
+    name = f"{artefact['file']} in {artefact['configuration']}"
+    if artefact["error"] is not None:
+        say(f"{name}: {artefact['error']}")
+        return
+    observer = artefact["observer"]
+    if observer["differ"]:
+        say(
+            f"{name}: observing the layers changes {observer['differ']:,} of "
+            f"{observer['elements']:,} final outputs (observer effect)"
+        )
+    if artefact["first_broken"] is None:
+        return
+    layer = next(e for e in artefact["layers"] if e["layer"] == artefact["first_broken"])
+    fed, judgement = next(
+        (words, layer[key])
+        for words, key in (("alone", "isolated"), ("in place", "in_place"))
+        if layer[key] is not None and not layer[key]["passed"]
+    )
+    say(f"{name}: the first layer that is wrong is {layer['layer']} ({layer['kind']}), {fed}")
+    if judgement["problem"]:
+        say(f"  {judgement['problem']}")
+    found = judgement["first_outside"]
+    if found:
+        say(
+            f"  {judgement['outside']:,} of {judgement['elements']:,} outside; at "
+            f"{tuple(found['position'])} expected {found['expected']:.9g}, found "
+            f"{found['found']:.9g}, bound {found['bound']:.3g}"
+        )
+    kind = artefact["file"].rpartition(".")[2]
+    kind = f" --format {kind}" if kind != "pt2" else ""
+    again = f"pipeline verify --run {run}{kind} --precision {artefact['precision']}"
+    say(f"  again: {again}" if run else "")
+
+
+def show_self_check(report: Record) -> None:
+    """How many broken files were found, by what was broken, beside plain allclose."""
+
+    def part(count: int, of: int) -> str:
+        return f"{count}/{of}" if of else ""
+
+    def row(name: str, entry: Record) -> list[str]:
+        changed = entry["changed"]
+        return [
+            name,
+            str(entry["mutants"]),
+            str(changed),
+            part(entry["killed_changed"], changed),
+            part(entry["allclose_1e-3"], changed),
+            part(entry["allclose_1e-5"], changed),
+            str(entry["killed"] - entry["killed_changed"]),
+            str(entry["equivalent"]),
+        ]
+
+    columns = ["broken", "files", "output changed", "found", "allclose 1e-3", "allclose 1e-5"]
+    columns += ["found unchanged", "equivalent"]
+    for file in report["files"]:
+        table(file["file"], columns, [row(entry["mutation"], entry) for entry in file["rows"]])
+    total = report["total"]
+    table("in all", columns, [row("", total)])
+    for file in report["files"]:
+        for entry in file["rows"]:
+            for layer in entry["missed"]:
+                say(f"{file['file']}: {entry['mutation']} in {layer} was not found")
+    for alarm in report["false_alarms"]:
+        say(f"{alarm}: fails although nothing was broken")
+    say("the verifier finds what it must" if report["passed"] else "FAILED")
+
+
+def show_grid(outcomes: Any) -> None:
+    """Cells by operator, precision and runtime; then all that is not a match."""
+    statuses = ("match", "refused", "known defect", "defect gone", "MISMATCH")
+    groups: dict[tuple[str, str, str], dict[str, int]] = {}
+    for outcome in outcomes:
+        place = (outcome.cell.operator, outcome.cell.precision, outcome.runtime)
+        groups.setdefault(place, dict.fromkeys(statuses, 0))[outcome.status] += 1
+    rows = [[*key, *(str(n or "") for n in counts.values())] for key, counts in groups.items()]
+    table("cells", ["operator", "precision", "runtime", *statuses], rows)
+    reasons: dict[str, list[str]] = {}
+    for outcome in outcomes:
+        if outcome.status != "match":
+            key = f"{outcome.status}, {outcome.runtime}: {outcome.detail}"
+            reasons.setdefault(key, []).append(outcome.cell.name)
+    for reason, names in reasons.items():
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        say(f"{reason}\n  {', '.join(names[:3])}{more}")
+    say(f"{len(outcomes)} cells" if all(o.ok for o in outcomes) else "FAILED")
