@@ -77,7 +77,7 @@ def export(
 
 
 def _refuse_divisors(module: fx.GraphModule, path: Path) -> None:
-    """torch 2.13.0 with onnxscript 0.7.2 leaves divisor_override out of the file, in silence."""
+    """torch.onnx 2.13.0 leaves divisor_override out of the file, in silence."""
     for node in module.graph.nodes:
         if node.target is aten.avg_pool2d.default:
             divisor = dict(enumerate(node.args)).get(6, node.kwargs.get("divisor_override"))

@@ -108,7 +108,7 @@ def _refuse_indices(module: fx.GraphModule, path: Path) -> None:
 
 
 def _check_shapes(module: fx.GraphModule, contract: Contract, path: Path) -> None:
-    """That the file loads, and that outputs and poolings have the sizes that the program gives them.
+    """That the file loads, and that outputs and poolings are of the sizes that the program has.
 
     litert-torch 0.10.0 takes a pooling for SAME where one axis is padded as SAME would pad it and
     the other has no padding: that axis then has too many windows.
@@ -128,7 +128,7 @@ def _check_shapes(module: fx.GraphModule, contract: Contract, path: Path) -> Non
             f"wrote ({first_line(error)}; {_versions()})",
             "leave out --format tflite, or change the layer that it names",
         ) from error
-    ShapeProp(module).propagate(torch.zeros(1, *contract.input_shape))  # type: ignore[no-untyped-call]
+    ShapeProp(module).propagate(torch.zeros(1, *contract.input_shape))
     returned = next(node for node in module.graph.nodes if node.op == "output").args[0]
     outputs = list(returned) if isinstance(returned, tuple | list) else [returned]
     details = interpreter.get_signature_runner().get_output_details()

@@ -51,7 +51,8 @@ def half_even(real: Array) -> Array:
 
 def half_away(real: Array) -> Array:
     """The nearest integer, halves away from zero."""
-    return np.trunc(real + np.copysign(0.5, real))
+    rounded: Array = np.trunc(real + np.copysign(0.5, real))
+    return rounded
 
 
 def half_up(real: Array) -> Array:
@@ -70,7 +71,8 @@ def float_round_away(accumulator: Array, multiplier: Multiplier) -> Array:
 
 
 def _float_product(accumulator: Array, multiplier: Multiplier) -> Array:
-    return np.asarray(accumulator.astype(np.float32) * multiplier.single)
+    product: Array = accumulator.astype(np.float32) * multiplier.single
+    return product
 
 
 def fixed_point(multiplier: Array) -> tuple[Array, Array]:
@@ -89,7 +91,8 @@ def single_round(accumulator: Array, multiplier: Multiplier) -> Array:
     mantissa, shift = fixed_point(multiplier.exact)
     product = accumulator.astype(np.int64) * mantissa
     total = 31 - shift.astype(np.int64)
-    return np.asarray((product + (np.int64(1) << (total - 1))) >> total)
+    rounded: Array = (product + (np.int64(1) << (total - 1))) >> total
+    return rounded
 
 
 def double_round(accumulator: Array, multiplier: Multiplier) -> Array:
@@ -108,7 +111,8 @@ def _doubled(accumulator: Array, mantissa: Array, shift: Array) -> Array:
     high = _truncated(product + nudge, 31)
     mask = (np.int64(1) << right) - 1
     threshold = (mask >> 1) + (high < 0)
-    return (high >> right) + ((high & mask) > threshold)
+    rounded: Array = (high >> right) + ((high & mask) > threshold)
+    return rounded
 
 
 def double_round_up(accumulator: Array, multiplier: Multiplier) -> Array:
@@ -119,7 +123,8 @@ def double_round_up(accumulator: Array, multiplier: Multiplier) -> Array:
     mantissa, shift = fixed_point(multiplier.exact)
     left, right = np.maximum(shift, 0).astype(np.int64), np.maximum(-shift, 0).astype(np.int64)
     high = ((accumulator.astype(np.int64) << left) * mantissa + (1 << 30)) >> 31
-    return np.asarray((high + ((np.int64(1) << right) >> 1)) >> right)
+    rounded: Array = (high + ((np.int64(1) << right) >> 1)) >> right
+    return rounded
 
 
 def integer_mean(total: Array, count: int) -> Array:

@@ -24,8 +24,14 @@ from .reproducer import write_reproducer, write_reproducers
 from .truth import judge_output
 
 __all__ = [
-    *("RUNTIMES", "Cell", "Outcome", "core_cells", "full_cells", "run_cells"),
-    *("write_reproducer", "write_reproducers"),
+    "RUNTIMES",
+    "Cell",
+    "Outcome",
+    "core_cells",
+    "full_cells",
+    "run_cells",
+    "write_reproducer",
+    "write_reproducers",
 ]
 
 Array = npt.NDArray[Any]
@@ -91,26 +97,27 @@ def _exported(
         try:
             files = export_cells(group, numbers, kind, Path(folder))
         except UserError as error:
-            return _refused(error, group, numbers, kind, runtimes)
+            return _refused(error.message, group, numbers, kind, runtimes)
         outcomes = []
         for path, inside in files:
             for runtime in runtimes:
                 try:
                     found = found_by(path, runtime, group.values)
                 except UserError as error:
-                    outcomes += _refused(error, group, inside, kind, [runtime])
+                    reason = error.message.replace(f"{folder}/", "")
+                    outcomes += _refused(reason, group, inside, kind, [runtime])
                 else:
                     outcomes += _judged(group, inside, runtime, found)
     return [_again(outcome, group) if len(numbers) > 1 else outcome for outcome in outcomes]
 
 
 def _refused(
-    error: UserError, group: Group, numbers: list[int], kind: str, runtimes: Sequence[str]
+    reason: str, group: Group, numbers: list[int], kind: str, runtimes: Sequence[str]
 ) -> list[Outcome]:
     """One cell is refused; where there are more, each half is tried for itself."""
     if len(numbers) == 1:
         cell = group.cells[numbers[0]]
-        return [Outcome(cell, runtime, REFUSED, error.message, 0.0) for runtime in runtimes]
+        return [Outcome(cell, runtime, REFUSED, reason, 0.0) for runtime in runtimes]
     half = len(numbers) // 2
     parts = (numbers[:half], numbers[half:])
     return [outcome for part in parts for outcome in _exported(group, part, kind, runtimes)]
@@ -135,8 +142,6 @@ def _again(outcome: Outcome, group: Group) -> Outcome:
         return outcome
     number, runtime = group.cells.index(outcome.cell), outcome.runtime
     (alone,) = _exported(group, [number], KINDS[runtime], [runtime])
-    return (
-        alone
-        if alone.status == MISMATCH
-        else replace(outcome, detail=f"{outcome.detail}; only beside other layers")
-    )
+    if alone.status == MISMATCH:
+        return alone
+    return replace(outcome, detail=f"{outcome.detail}; only beside other layers")

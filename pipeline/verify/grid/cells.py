@@ -230,16 +230,16 @@ def core_cells() -> list[Cell]:
 def full_cells() -> Iterator[Cell]:
     """The whole product of the tables in both precisions, where PyTorch takes it."""
     axes = {"conv": CONV_AXES, "max-pool": MAX_POOL_AXES, "avg-pool": AVERAGE_POOL_AXES}
-    for precision, (operator, table) in itertools.product(PRECISIONS, axes.items()):
+    layers: list[tuple[str, dict[str, Any]]] = [(operator, {}) for operator in ACTIVATIONS]
+    for operator, table in axes.items():
         for values in itertools.product(*table.values()):
             kwargs = {k: v for k, v in zip(table, values, strict=True) if v is not None}
-            if operator == "conv" and not _says_something(kwargs):
-                continue
-            found = cell(operator, kwargs, SHAPE, precision)
-            if is_valid(found):
-                yield found
-    for precision, operator in itertools.product(PRECISIONS, ACTIVATIONS):
-        yield cell(operator, {}, SHAPE, precision)
+            says_something = operator != "conv" or _says_something(kwargs)
+            if says_something and is_valid(cell(operator, kwargs)):
+                layers.append((operator, kwargs))
+    for precision in PRECISIONS:
+        for operator, kwargs in layers:
+            yield cell(operator, kwargs, SHAPE, precision)
 
 
 def _says_something(conv: dict[str, Any]) -> bool:

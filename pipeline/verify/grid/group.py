@@ -143,9 +143,9 @@ def found_by(path: Path, runtime: str, values: Array) -> list[Array]:
 
     `values` are float32, or int8 that stand for `INPUT`. Raises UserError.
     """
-    pixels = (
-        (values.astype(np.float32) + 128) / np.float32(255) if values.dtype == np.int8 else values
-    )
+    pixels = values
+    if values.dtype == np.int8:
+        pixels = (values.astype(np.float32) + 128) / np.float32(255)
     if runtime == REFERENCE:
         return _reference(path, pixels)
     session = open_session(runtime, path, threads=1)

@@ -13,7 +13,6 @@ import torch
 
 from deploy.runner.backends import BACKENDS
 
-from ...errors import BadInput
 from ..bounds import Bounded
 from .cells import OPERATORS, Cell
 from .defects import known_refusal

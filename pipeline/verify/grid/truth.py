@@ -36,7 +36,7 @@ OFF_GRID = 1e-4  # steps; 256 steps times a few roundings of 2**-24 are less
 
 @dataclass(frozen=True)
 class Truth:
-    """One output: float64 with the bound of float32, integers (indices), or what is rounded to int8.
+    """One output: float64 with a bound for float32, integers (indices), or what int8 rounds.
 
     `scale` is the int8 output's.
     """
@@ -100,7 +100,7 @@ def int8_truth(cell: Cell, program: fx.GraphModule, output: fx.Node, values: Arr
         for parameter, node in zip(module.parameters(), given, strict=True):
             parameter.data = constant(program, node.args[0]).double()
         weight_scales = constant(program, given[0].args[1]).numpy()
-        multiplier = Multiplier.of(np.float32(input_scale), weight_scales, scale)
+        multiplier = Multiplier.of(np.asarray(input_scale), weight_scales, scale)
         multiplier = multiplier.reshape((-1, 1, 1))
         factor = multiplier.exact
     elif cell.operator in CURVES:
@@ -159,8 +159,7 @@ def judge_output(truth: Truth, found: Array, finely: bool = False) -> Judgement:
     if not found.size:
         return Judgement(problem="nothing to compare")
     if isinstance(exact, Bounded):
-        integers = exact.value.dtype.kind == "i"
-        if integers != (found.dtype.kind == "i"):
+        if (exact.value.dtype.kind == "i") != (found.dtype.kind == "i"):
             return Judgement(problem=f"dtype {found.dtype}, expected {exact.value.dtype}")
         if finely:
             exact = exact._replace(error=exact.error * FLOAT64, likely=exact.likely * FLOAT64)
@@ -168,7 +167,7 @@ def judge_output(truth: Truth, found: Array, finely: bool = False) -> Judgement:
     if not np.isfinite(found).all():
         return Judgement(problem="NaN or infinity")
     steps = found.astype(np.float64) / truth.scale + exact.zero_point
-    integers = np.rint(steps)
+    integers: Array = np.rint(steps)
     if np.abs(steps - integers).max() > OFF_GRID:
         return Judgement(problem="values that are no multiples of the output's scale")
     if finely:
