@@ -1,4 +1,4 @@
-"""The same layers are found in every file, their values laid open, and each cut out to run alone."""
+"""The same layers are found in every file, their values laid open, and each cut out to run."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Array = npt.NDArray[Any]
 FLOAT, INT8 = onnx.TensorProto.FLOAT, onnx.TensorProto.INT8
 
 
-# --- Files of small networks, which other tests take from here -----------------------------------
+# --- Files of small networks, which other tests take from here ------------------------------------
 
 
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def residual() -> Exported:
     return exported_once(colours, "fp32")
 
 
-# --- Cutting a graph -----------------------------------------------------------------------------
+# --- Cutting a graph ------------------------------------------------------------------------------
 
 
 def graph(
@@ -299,7 +299,7 @@ def test_what_is_no_onnx_file_is_refused_by_name() -> None:
         OnnxFile(b"no model", "net.onnx")
 
 
-# --- Finding the same layers ---------------------------------------------------------------------
+# --- Finding the same layers ----------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
@@ -354,7 +354,7 @@ def test_common_networks_are_mapped_in_both_formats(network: nn.Module) -> None:
     assert_values_agree(export(network, (3, 7, 9), "fp32"))
 
 
-# --- Values laid open ----------------------------------------------------------------------------
+# --- Values laid open -----------------------------------------------------------------------------
 
 
 def run_in(kind: str, content: bytes, *values: Array) -> list[Array]:

@@ -162,20 +162,26 @@ def test_the_verification_covers_every_layer_and_names_the_cause_of_differences(
             *("linear", "sigmoid", "linear", "sigmoid", "linear"),
         ]
         for layer in artefact["layers"]:
-            assert layer["difference"]["elements"] > 0
-            if artefact["precision"] == "int8":
-                assert layer["rounding"]["wrong"] == 0
-    litert = next(a for a in report["artefacts"] if a["file"].endswith("int8.tflite"))
-    assert litert["unexplained"]["equal_part"] > 0.999 > litert["final"]["equal_part"]
-    for layer in litert["layers"]:  # LiteRT's average pooling rounds halves away from zero
-        assert ("halves rounded away" in layer["cause"]) == (layer["kind"] == "average pool")
+            assert layer["in_place"]["elements"] > 0
+            assert layer["in_place"]["outside"] == 0
+            if artefact["configuration"] != "pytorch":
+                assert layer["isolated"]["elements"] > 0
+                assert layer["isolated"]["outside"] == 0
+    by_runtime = {a["configuration"]: a for a in report["artefacts"] if a["precision"] == "int8"}
+    litert = by_runtime["litert xnnpack"]
+    assert litert["fingerprints"]["conv"] == "float half even"
+    assert litert["fingerprints"]["average pool"] == "integer half away"
+    assert by_runtime["onnxruntime disabled"]["fingerprints"]["average pool"] == "half even"
+    assert "double round" in by_runtime["litert reference"]["fingerprints"]["conv"]
 
 
-def test_verify_prints_a_table_and_exits_0(cli: Cli) -> None:
-    done = cli("verify", "--format", "onnx", "--precision", "int8", "--images", "8")
+def test_verify_prints_tables_and_exits_0(cli: Cli) -> None:
+    done = cli("verify", "--format", "onnx", "--images", "8")
     assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("nearest to failing")
     assert "avg_pool2d_1" in done.stdout
-    assert "onnxruntime O0" in done.stdout
+    assert "onnxruntime" in done.stdout
+    assert "rounding that reproduces all of them" in done.stdout
     assert "\x1b[" not in done.stdout
 
 

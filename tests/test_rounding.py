@@ -1,9 +1,10 @@
-"""Every named rounding against a slow one in Python's own integers, and inputs that tell them apart."""
+"""Every named rounding against a slow one in Python's integers, and inputs that tell them apart."""
 
 from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from fractions import Fraction
 from typing import Any
 
@@ -34,12 +35,12 @@ from pipeline.verify.rounding import (
     snap,
 )
 from pipeline.verify.runtimes import Configuration, Runtimes
-from pipeline.verify.subject import isolate
+from pipeline.verify.subject import LayerVerdict, isolate
 
 Array = npt.NDArray[Any]
 
 
-# --- The definitions once more, in integers and fractions ------------------------------------------
+# --- The definitions once more, in integers and fractions -----------------------------------------
 
 
 def toward_zero(numerator: int, denominator: int) -> int:
@@ -132,9 +133,7 @@ def test_every_scheme_has_its_definition_here() -> None:
 @example([(0, 0), (3, 0), (-3, 0), (5, 0), (-5, 0)], 2.0**-10)
 @example([(0, 0), (3, 0), (-3, 0)], 1.5)
 @example([(101, 0), (-101, 1)], float(np.nextafter(np.float32(0.5), np.float32(0))))
-def test_a_scheme_is_its_definition(
-    scheme: str, near: list[tuple[int, int]], real: float
-) -> None:
+def test_a_scheme_is_its_definition(scheme: str, near: list[tuple[int, int]], real: float) -> None:
     """On accumulators at and around halves: near is (twice the result, steps beside it)."""
     totals = [round(twice / 2 / real) + beside for twice, beside in near]
     found = REQUANTIZATIONS[scheme](np.array(totals, np.float64), multiplier(real))
@@ -152,7 +151,7 @@ def test_ties_are_rounded_as_the_scheme_is_named(scheme: str) -> None:
         "double round up": [1, 2, 3, 0, -1, -2],
         "float round away": [1, 2, 3, -1, -2, -3],
     }[scheme]
-    for power in (0.5, 2.0**-9):
+    for power in (2.0**-2, 2.0**-9):
         found = REQUANTIZATIONS[scheme](totals * 0.5 / power, multiplier(power))
         assert found.astype(int).tolist() == expected
 
@@ -173,7 +172,8 @@ def test_the_integer_mean_is_that_of_tflite(count: int, totals: list[int]) -> No
         expected.append(rounding_divide_by_pot(high, max(-exponent, 0)))
     assert integer_mean(np.array(totals, np.float64), count).astype(int).tolist() == expected
     for total, mean in zip(totals, expected, strict=True):
-        assert abs(Fraction(total, count) - mean) <= Fraction(1, 2) + Fraction(abs(total), 2**29)
+        # Rounded twice: first at a half of a half step, at worst.
+        assert abs(Fraction(total, count) - mean) <= Fraction(3, 4) + Fraction(abs(total), 2**29)
 
 
 @given(st.lists(st.floats(-300, 300), min_size=1))
@@ -198,7 +198,7 @@ def test_what_float64_leaves_of_a_half_is_a_half() -> None:
     assert snap(np.array([2.5 + 1e-6]))[0] != 2.5
 
 
-# --- Labels -----------------------------------------------------------------------------------------
+# --- Labels ---------------------------------------------------------------------------------------
 
 
 def exact(real: list[float], zero_point: int = 0, reach: float = 1e-6, **more: Any) -> Exact:
@@ -221,8 +221,7 @@ def test_average_pooling_tells_its_roundings_apart() -> None:
     }
     for name, values in found.items():
         judgement = against_schemes(means, values)
-        assert judgement.passed and judgement.schemes == [name]
-        assert judgement.fingerprint == name
+        assert judgement.passed and judgement.fingerprint == name
         assert judgement.telling == 4
     assert not against_schemes(means, int8(3, 5, 2, 1, -3, 3)).passed
 
@@ -265,7 +264,7 @@ def test_schemes_may_not_be_mixed() -> None:
 def test_float32_is_a_reason_only_within_its_reach() -> None:
     near = exact([2.4999999, 1.2], reach=1e-6)
     judgement = against_schemes(near, int8(3, 1))
-    assert judgement.passed and judgement.schemes == [FLOAT32]
+    assert judgement.passed and judgement.fingerprint == FLOAT32
     assert not against_schemes(exact([2.4999999, 1.2], reach=1e-9), int8(3, 1)).passed
     assert not against_schemes(near, int8(2, 2)).passed
 
@@ -285,7 +284,7 @@ def test_where_there_is_nothing_to_tell_the_label_says_exact() -> None:
     assert (judgement.telling, judgement.fingerprint) == (0, EXACT)
 
 
-# --- Inputs on which the schemes disagree ------------------------------------------------------------
+# --- Inputs on which the schemes disagree ---------------------------------------------------------
 
 
 class Various(nn.Module):
@@ -332,6 +331,7 @@ def given_to(layer: Layer, network: Network) -> tuple[str, tuple[int, ...]]:
 
 def test_schemes_disagree_on_what_weighted_layers_are_fed(various: Exported) -> None:
     network = various.reference().network
+    told: Counter[tuple[str, str]] = Counter()
     for layer in weighted(network):
         linear = linear_of(layer, network)
         assert linear is not None
@@ -339,19 +339,21 @@ def test_schemes_disagree_on_what_weighted_layers_are_fed(various: Exported) -> 
         made = cases.disagreements(layer, linear, shape, np.random.default_rng(0))
         assert made.dtype == np.int8 and made.shape[1:] == shape
         result = exact_of(layer, network, {name: made})
-        low, high = result.low, result.high
-        unclamped = {
-            scheme: function(result.accumulator, result.multiplier) + result.zero_point
-            for scheme, function in REQUANTIZATIONS.items()
+        accumulator, multiplier = result.accumulator, result.multiplier
+        assert accumulator is not None and multiplier is not None
+        rounded = {n: scheme(accumulator, multiplier) for n, scheme in REQUANTIZATIONS.items()}
+        unlike = {
+            (one, other): rounded[one] != rounded[other]
+            for one, other in itertools.combinations(rounded, 2)
         }
-        for one, other in itertools.combinations(unclamped, 2):
-            unlike = unclamped[one] != unclamped[other]
-            assert unlike.any(), (layer.name, one, other)
-        # Every input was made for an accumulator, and reaches it.
-        values = np.stack(list(unclamped.values()))
-        reached = (values != values[0]).any(axis=0).reshape(len(made), -1).any(axis=1)
-        assert reached.mean() > 0.95, layer.name
-        assert low < high
+        told.update(pair for pair, where in unlike.items() if where.any())
+        assert unlike["float half even", "double round"].any(), layer.name
+        assert unlike["double round", "double round up"].any(), layer.name
+        # Each input was made for one accumulator, and that is where it leads.
+        reached = sum(unlike.values()).reshape(len(made), -1).any(axis=1)
+        assert reached.all(), layer.name
+    # Schemes that hardly ever differ do so somewhere.
+    assert set(told) == set(itertools.combinations(REQUANTIZATIONS, 2))
 
 
 def test_the_accumulators_are_those_of_plain_integers(various: Exported) -> None:
@@ -383,23 +385,32 @@ def test_the_accumulators_are_those_of_plain_integers(various: Exported) -> None
         assert np.array_equal(result.accumulator, expected.numpy())
 
 
-@pytest.mark.parametrize(
-    ("kind", "configuration", "expected"),
-    [
-        ("onnx", Configuration("onnxruntime", "all"), {"float half even"}),
-        ("tflite", Configuration("litert", "xnnpack"), {"float half even"}),
-        ("tflite", Configuration("litert", "reference"), {"double round", "float round away"}),
-    ],
-)
-def test_runtimes_round_as_they_are_known_to(
-    kind: str, configuration: Configuration, expected: set[str], various: Exported
-) -> None:
-    """Layer by layer alone, on inputs of which hundreds tell one scheme from another."""
-    from pipeline.verify.subject import LayerVerdict
+# By kind of layer: schemes one of which reproduces every element. ONNX Runtime computes what it
+# cannot fuse in float32, and then any scheme that is near enough may fit.
+KNOWN: dict[Configuration, dict[str, set[str]]] = {
+    Configuration("litert", "xnnpack"): {
+        "conv": {"float half even"},
+        "linear": {"float half even"},
+    },
+    Configuration("litert", "reference"): {"conv": {"double round"}, "linear": {"single round"}},
+    Configuration("litert", "builtin"): {
+        "conv": {"double round", "double round up"},
+        "linear": {"double round up"},
+    },
+    Configuration("onnxruntime", "all"): {"linear": {"float half even"}},
+    Configuration("onnxruntime", "disabled"): {},
+}
 
-    file = various.reference() if kind == "onnx" else various.lite()
+
+@pytest.mark.parametrize("configuration", KNOWN, ids=lambda configuration: configuration.name)
+def test_every_element_of_a_runtime_is_explained(
+    configuration: Configuration, various: Exported
+) -> None:
+    """Each layer alone, on inputs of which dozens tell one scheme from another."""
+    file = various.reference() if configuration.runtime == "onnxruntime" else various.lite()
     network = various.reference().network
     random = np.random.default_rng(2)
+    unexplained = {}
     with Runtimes() as runtimes:
         for layer in weighted(network):
             name, shape = given_to(layer, network)
@@ -408,9 +419,14 @@ def test_runtimes_round_as_they_are_known_to(
             verdict = LayerVerdict(layer)
             isolate(verdict, network, file, configuration, runtimes, inputs)
             judgement = verdict.isolated
-            assert judgement is not None and judgement.passed, (layer.name, judgement)
+            assert judgement is not None and judgement.problem is None
             assert judgement.telling > 10
-            assert judgement.fingerprint in expected, (layer.name, judgement.fingerprint)
+            if not judgement.passed:
+                unexplained[layer.name] = judgement.outside
+                continue
+            expected = KNOWN[configuration].get(layer.kind.split(" + ")[0])
+            assert expected is None or expected & set(judgement.reproducing), layer.name
+    assert not unexplained
 
 
 def test_a_step_in_one_weight_or_bias_is_unexplained(various: Exported) -> None:

@@ -1,4 +1,4 @@
-"""The self-check says whether verification can be believed: it must not say so of one that cannot."""
+"""The self-check says whether verification can be believed, and not of one that cannot."""
 
 from __future__ import annotations
 
@@ -26,10 +26,20 @@ def run(trained: Path) -> Iterator[RunFolder]:
         yield RunFolder.open("small")
 
 
-@pytest.fixture(scope="module")
-def report(run: RunFolder) -> dict[str, Any]:
-    """Of all four files."""
-    return self_check.self_check(run, images=8)
+@pytest.fixture(
+    scope="module",
+    params=[
+        ("fp32", "onnx"),
+        ("int8", "tflite"),
+        pytest.param(("fp32", "tflite"), marks=pytest.mark.slow),
+        pytest.param(("int8", "onnx"), marks=pytest.mark.slow),
+    ],
+    ids=".".join,
+)
+def report(run: RunFolder, request: pytest.FixtureRequest) -> dict[str, Any]:
+    """Of one file."""
+    precision, kind = request.param
+    return self_check.self_check(run, [kind], [precision], images=8)
 
 
 @pytest.fixture
@@ -56,20 +66,23 @@ def with_bound(monkeypatch: pytest.MonkeyPatch, size: float) -> None:
 def test_no_file_fails_as_it_is_and_every_mutant_with_another_output_is_found(
     report: dict[str, Any],
 ) -> None:
+    (entry,) = report["files"]
     missed = {
-        (entry["file"], row["mutation"]): row["missed"]
-        for entry in report["files"]
+        row["mutation"]: row["missed"]
         for row in entry["rows"]
         if row["killed_changed"] < row["changed"]
     }
     assert (report["false_alarms"], missed) == ([], {})
     assert report["passed"]
-    assert len(report["files"]) == 4
 
 
 def test_comparing_outputs_with_a_tolerance_finds_fewer(report: dict[str, Any]) -> None:
     total = report["total"]
-    assert total["allclose_1e-3"] < total["allclose_1e-5"] < total["killed_changed"]
+    finds = [total["allclose_1e-3"], total["allclose_1e-5"], total["killed_changed"]]
+    if "fp32" in report["files"][0]["file"]:
+        assert finds[0] < finds[1] < finds[2]
+    else:  # one step of an int8 output is far beyond both
+        assert finds[0] == finds[1] == finds[2]
 
 
 def test_the_counts_add_up(report: dict[str, Any]) -> None:

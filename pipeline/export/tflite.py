@@ -126,7 +126,8 @@ def _check_shapes(module: fx.GraphModule, contract: Contract, path: Path) -> Non
         raise BadInput(
             f"{path.name}: LiteRT {version('ai-edge-litert')} cannot load what the converter "
             f"wrote ({first_line(error)}; {_versions()})",
-            "leave out --format tflite, or change the layer that it names",
+            "leave out --format tflite, or change the layer that it names; ceil_mode of an average "
+            "pooling that leaves out the end of the image does this",
         ) from error
     ShapeProp(module).propagate(torch.zeros(1, *contract.input_shape))
     returned = next(node for node in module.graph.nodes if node.op == "output").args[0]

@@ -79,12 +79,13 @@ def _float_parts(
     layer: Layer, shapes: Mapping[str, tuple[int, ...]], random: np.random.Generator
 ) -> list[dict[str, Array]]:
     spread = {n: random.normal(0, 4, (MADE, *s)).astype(np.float32) for n, s in shapes.items()}
-    below = {n: np.full((1, *s), -1.5, np.float32) for n, s in shapes.items()}
-    parts = [spread, below]
+    constant = [{n: np.full((1, *s), v, np.float32) for n, s in shapes.items()} for v in (0, -1.5)]
+    parts = [spread, *constant]  # of zeros the bias is left
     if len(shapes) == 1:
         ((name, shape),) = shapes.items()
-        for sign in (AMPLITUDE, -AMPLITUDE):  # a ReLU hides one of the two
-            parts.append({name: impulses(layer, shape, sign, 0.0).astype(np.float32)})
+        for height in (1, AMPLITUDE):
+            for sign in (1, -1):  # a ReLU hides one of the two
+                parts.append({name: impulses(layer, shape, sign * height, 0).astype(np.float32)})
     return parts
 
 
@@ -116,9 +117,9 @@ def impulses(layer: Layer, shape: tuple[int, ...], height: float, ground: float)
     """One element of `height` in each, K x `shape`, on `ground`.
 
     For each channel one in every class of positions: the corners, the edges, and inside as many
-    neighbours as the stride, so that each weight meets one. Of a vector every element.
+    neighbours as the stride, so that each weight meets one. For a linear layer every element.
     """
-    if len(shape) != 3:
+    if len(shape) != 3 or layer.kind.startswith("linear"):
         size = int(np.prod(shape))
         chosen = np.unique(np.linspace(0, size - 1, min(size, FEATURES)).astype(int))
         places = [np.unravel_index(place, shape) for place in chosen]

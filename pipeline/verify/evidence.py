@@ -29,5 +29,4 @@ def machine() -> dict[str, Any]:
         "processor": platform.machine(),
         "processor_flags": [flag for flag in FLAGS if flag in words],
         "torch_threads": torch.get_num_threads(),
-        "runtime_threads": 1,
     }

@@ -149,12 +149,18 @@ def in_words(schemes: list[str]) -> str:
 
 
 def judge(
-    layer: Layer, network: Network, given: Mapping[str, Array], found: Array, first: int = 0
+    layer: Layer,
+    network: Network,
+    given: Mapping[str, Array],
+    found: Array,
+    first: int = 0,
+    integer: bool = False,
 ) -> Judgement:
     """Judge `found`, N x ..., a layer's value from its inputs `given` by layer name.
 
-    Both are float32, or int8 in an int8 network. `first` is the number of the first image. A wrong
-    shape or dtype, a NaN or an infinity is a `problem`.
+    Both are float32, or int8 in an int8 network. `first` is the number of the first image. Where a
+    runtime adds up in integers (`integer`), float32 arithmetic explains no convolution or linear
+    layer. A wrong shape or dtype, a NaN or an infinity is a `problem`.
     """
     images = len(next(iter(given.values())))
     expected = np.dtype(np.int8 if layer.quantization else np.float32)
@@ -165,7 +171,7 @@ def judge(
     if not images:
         return Judgement(problem="nothing to compare")
     if layer.quantization:
-        return against_schemes(exact_of(layer, network, given), found, first)
+        return against_schemes(exact_of(layer, network, given), found, first, integer)
     return against_bound(bounded(layer, network, given), found, first)
 
 
@@ -209,7 +215,7 @@ def against_bound(exact: Bounded, found: Array, first: int = 0) -> Judgement:
     )
 
 
-def against_schemes(exact: Exact, found: Array, first: int = 0) -> Judgement:
+def against_schemes(exact: Exact, found: Array, first: int = 0, integer: bool = False) -> Judgement:
     """Judge int8 values, N x ..., by the schemes that reproduce them."""
     integers = found.astype(np.float64)
     near = exact.nearest
@@ -222,8 +228,9 @@ def against_schemes(exact: Exact, found: Array, first: int = 0) -> Judgement:
     candidates = exact.schemes()
     for name, values in candidates.items():
         _count(name, integers == values, values, exact, integers, first, matches, misses)
-    within = (ends[0] <= integers) & (integers <= ends[1])
-    _count(FLOAT32, within, near, exact, integers, first, matches, misses)
+    if exact.accumulator is None or not integer:
+        within = (ends[0] <= integers) & (integers <= ends[1])
+        _count(FLOAT32, within, near, exact, integers, first, matches, misses)
     some, *others = candidates.values()
     telling = np.zeros(integers.shape, bool)
     for other in others:

@@ -13,7 +13,6 @@ from deploy.runner.backends import Session, as_input
 
 from ..errors import first_line
 from .cases import isolated_inputs
-from .layers import IMAGE
 from .onnx_file import OnnxFile
 from .report import fingerprint
 from .runtimes import JUDGED, VARIED, Configuration, Runtimes, missing, run_all
@@ -99,11 +98,14 @@ class Laboratory:
         self, subject: Subject, file: LayeredFile, content: bytes, configuration: Configuration
     ) -> Opened:
         shipped = self.runtimes.open(configuration, content, subject.file)
-        observed = self.runtimes.open(configuration, file.observed(), f"observed{file.suffix}")
-        subject.runtime = shipped.runtime
+        observed = [
+            self.runtimes.open(configuration, part, f"observed{file.suffix}")
+            for part in file.observed()
+        ]
+        subject.runtime, subject.integer = shipped.runtime, configuration.integer
 
         def laid_open(pixels: Array) -> tuple[Array, dict[str, Array]]:
-            return file.split(_feed(observed, file, pixels))
+            return file.split([_feed(session, file, pixels) for session in observed])
 
         return Opened(subject, lambda pixels: _feed(shipped, file, pixels)[0], laid_open)
 
@@ -203,4 +205,4 @@ class _failures_of:  # noqa: N801  # reads as what it is used for
 
 def _feed(session: Session, file: LayeredFile, pixels: Array, batch: int = 0) -> list[Array]:
     values = as_input(pixels, session.inputs[0].dtype)
-    return run_all(session, (file.given(IMAGE, values),), batch)
+    return run_all(session, (file.image(values),), batch)

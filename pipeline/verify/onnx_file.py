@@ -6,14 +6,19 @@ import copy
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import numpy.typing as npt
 import onnx
 from google.protobuf.message import DecodeError
 
+from deploy.runner.contract import Quantization
+from deploy.runner.scores import real, steps
+
 from ..errors import BadInput, first_line
-from .layers import IMAGE, Cutter, Layer, read_network
+from .layers import Cutter, Layer, read_network
 
 Array = npt.NDArray[Any]
+REAL, SCALE, ZERO = " real", " scale", " zero point"  # what a value's companions are named
 
 
 def parse(content: bytes, name: str) -> onnx.ModelProto:
@@ -27,7 +32,13 @@ def parse(content: bytes, name: str) -> onnx.ModelProto:
 
 
 class OnnxFile:
-    """Values have the layout of the program, N x C x H x W."""
+    """Values have the layout of the program, N x C x H x W.
+
+    Where an int8 value is an input or output of the graph, ONNX Runtime does not merge the layer
+    with its quantization, and other kernels run than those of the file as it ships. So in an int8
+    file values come and go as real numbers, which are exact, and are taken from copies of the
+    file that end right after one layer each.
+    """
 
     suffix = ".onnx"
 
@@ -41,22 +52,35 @@ class OnnxFile:
         other._model = parse(content, "the changed file")
         return other
 
-    def observed(self) -> bytes:
-        """The file with every layer's value as a further output."""
+    def observed(self) -> list[bytes]:
+        """The file with every layer's value as a further output; for int8 one more file a layer."""
         model = copy.deepcopy(self._model)
         present = {value.name for value in model.graph.output}
         for layer in self.network.layers:
             if layer.value not in present:
                 model.graph.output.append(_info(layer.value, layer.shape, self.network.int8))
-        return bytes(model.SerializeToString())
+        files = [bytes(model.SerializeToString())]
+        if self.network.int8:
+            image = next(v for v in self._model.graph.input if v.name in self._free())
+            for layer in self.network.layers:
+                nodes, _ = Cutter(self._model).between(layer.value, {image.name})
+                files.append(self._file(nodes, [image], layer))
+        return files
 
-    def split(self, outputs: list[Array]) -> tuple[Array, dict[str, Array]]:
-        """The outputs of the observed file: its own, and each layer's value."""
-        final, *rest = outputs
-        layers = [layer.name for layer in self.network.layers]
-        if len(rest) < len(layers):  # the last layer's value is the output itself
-            rest.append(final)
-        return final, dict(zip(layers, rest, strict=True))
+    def _free(self) -> set[str]:
+        """The graph's inputs that are no constants."""
+        constants = {i.name for i in self._model.graph.initializer}
+        return {value.name for value in self._model.graph.input} - constants
+
+    def split(self, outputs: list[list[Array]]) -> tuple[Array, dict[str, Array]]:
+        """The outputs of the observed files: the file's own, and each layer's value."""
+        (final, *rest), *more = outputs
+        names = [layer.name for layer in self.network.layers]
+        if more:
+            values = [self.canonical(n, part[0]) for n, part in zip(names, more, strict=True)]
+        else:  # the last layer's value may be the output itself
+            values = rest if len(rest) == len(names) else [*rest, final]
+        return final, dict(zip(names, values, strict=True))
 
     def slice(self, layer: Layer) -> bytes:
         """One layer as a file of its own; its inputs are the values of `layer.inputs`."""
@@ -66,30 +90,85 @@ class OnnxFile:
         )
         if {values[name] for name in layer.inputs} != set(inputs):
             raise BadInput(f"{layer.name} works on {', '.join(inputs)}, not on {layer.inputs}")
-        shapes = {known.name: known.shape for known in self.network.layers}
-        shapes[IMAGE] = self.network.image_shape
+        infos = [
+            _info(values[name] + self._real, self._shape(name), False) for name in layer.inputs
+        ]
+        given: list[onnx.NodeProto] = []
+        if self.network.int8:
+            given = [self._link("QuantizeLinear", name) for name in layer.inputs]
+        return self._file((*given, *nodes), infos, layer, layer.inputs)
+
+    @property
+    def _real(self) -> str:
+        return REAL if self.network.int8 else ""
+
+    def _file(
+        self,
+        nodes: Sequence[onnx.NodeProto],
+        inputs: Sequence[onnx.ValueInfoProto],
+        layer: Layer,
+        given: Sequence[str] = (),
+    ) -> bytes:
+        """A model of `nodes` that ends at a layer; layers `given` come in as real numbers."""
         used = {name for node in nodes for name in node.input}
-        int8 = self.network.int8
+        constants = [i for i in self._model.graph.initializer if i.name in used]
+        if self.network.int8:
+            nodes = [*nodes, self._link("DequantizeLinear", layer.name)]
+            for name in dict.fromkeys((*given, layer.name)):
+                constants += self._parameters(name)
         graph = onnx.helper.make_graph(
             nodes,
             layer.name,
-            [_info(values[name], shapes[name], int8) for name in layer.inputs],
-            [_info(values[layer.name], shapes[layer.name], int8)],
-            [i for i in self._model.graph.initializer if i.name in used],
+            inputs,
+            [_info(self.network.values[layer.name] + self._real, layer.shape, False)],
+            constants,
         )
         model = onnx.helper.make_model(
             graph, opset_imports=self._model.opset_import, ir_version=self._model.ir_version
         )
         return bytes(model.SerializeToString())
 
+    def _link(self, operator: str, name: str) -> onnx.NodeProto:
+        """Between a layer's integers and the real numbers that stand for them."""
+        value = self.network.values[name]
+        ends = [value + REAL, value]
+        source, target = ends if operator == "QuantizeLinear" else reversed(ends)
+        parameters = [value + SCALE, value + ZERO]
+        return onnx.helper.make_node(operator, [source, *parameters], [target])
+
+    def _parameters(self, name: str) -> list[onnx.TensorProto]:
+        value, quantization = self.network.values[name], self._quantization(name)
+        scale = np.array(quantization.scale, np.float32)
+        zero = np.array(quantization.zero_point, np.int8)
+        return [
+            onnx.numpy_helper.from_array(scale, value + SCALE),
+            onnx.numpy_helper.from_array(zero, value + ZERO),
+        ]
+
+    def _quantization(self, name: str) -> Quantization:
+        known = {layer.name: layer.quantization for layer in self.network.layers}
+        found = known.get(name, self.network.image_quantization)
+        assert found is not None
+        return found
+
+    def _shape(self, name: str) -> tuple[int, ...]:
+        shapes = {layer.name: layer.shape for layer in self.network.layers}
+        return shapes.get(name, self.network.image_shape)
+
     def given(self, name: str, values: Array) -> Array:
         """A layer's value as the slice after it takes it."""
-        del name
-        return values
+        if not self.network.int8:
+            return values
+        return real(values, self._quantization(name)).astype(np.float32)
 
     def canonical(self, name: str, values: Array) -> Array:
-        """The slice's output as the program's value."""
-        del name
+        """A slice's output as the program's value."""
+        if not self.network.int8:
+            return values
+        return np.asarray(steps(values, self._quantization(name)).astype(np.int8))
+
+    def image(self, values: Array) -> Array:
+        """The whole file's input, as it takes it."""
         return values
 
 

@@ -88,6 +88,7 @@ def artefact_record(subject: Subject, finals: Finals | None = None) -> dict[str,
         "configuration": subject.configuration,
         "shipped": subject.shipped,
         "runtime": subject.runtime,
+        "threads": 1,
         "passed": subject.passed,
         "error": subject.error,
     }

@@ -23,7 +23,8 @@ Array = npt.NDArray[Any]
 @dataclass(frozen=True)
 class Configuration:
     """One way to run a file. `kernels` are the runner's names. `batch` images go through at once,
-    0 for as many as there are. `shipped` is whether the runner on the device does it so.
+    0 for as many as there are. `shipped` is whether the runner on the device does it so;
+    `integer` whether convolutions and linear layers of an int8 file are added up in integers.
     """
 
     runtime: str
@@ -31,6 +32,7 @@ class Configuration:
     threads: int = 1
     batch: int = 0
     shipped: bool = False
+    integer: bool = False
 
     @property
     def name(self) -> str:
@@ -42,16 +44,16 @@ class Configuration:
 # Every layer is judged in these. One thread: a sum split among threads is rounded in another order.
 JUDGED: dict[str, tuple[Configuration, ...]] = {
     "onnx": (
-        Configuration("onnxruntime", "all", shipped=True),
-        Configuration("onnxruntime", "extended"),
+        Configuration("onnxruntime", "all", shipped=True, integer=True),
+        Configuration("onnxruntime", "extended", integer=True),
         Configuration("onnxruntime", "basic"),
         Configuration("onnxruntime", "disabled"),
     ),
     "tflite": (
-        Configuration("litert", "xnnpack", shipped=True),
-        Configuration("litert", "builtin"),
-        Configuration("litert", "reference"),
-        Configuration("tflite-runtime", "xnnpack", shipped=True),
+        Configuration("litert", "xnnpack", shipped=True, integer=True),
+        Configuration("litert", "builtin", integer=True),
+        Configuration("litert", "reference", integer=True),
+        Configuration("tflite-runtime", "xnnpack", shipped=True, integer=True),
     ),
 }
 # The final outputs of these are set against those of the first one above.

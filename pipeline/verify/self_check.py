@@ -155,7 +155,8 @@ class _File:
 
     def alarms(self) -> list[str]:
         """Why the unmutated file does not pass; nothing if it does."""
-        subject = self._verdict(self.layered, self.whole)
+        same = self.layered.changed(self.content)  # the way that its mutants go
+        subject = self._verdict(same, self.whole)
         if subject.passed:
             return []
         broken = subject.first_broken
@@ -185,6 +186,7 @@ class _File:
         """As verification judges it, but it ends where the first layer fails."""
         verdicts = [LayerVerdict(layer) for layer in self.network.layers]
         subject = Subject(self.name, self.precision, self.configuration.name, True, verdicts)
+        subject.integer = self.configuration.integer
         try:
             final, found = self._inside(layered)
             for number, chain in enumerate(self.reference.chains):
@@ -224,7 +226,8 @@ class _File:
 
     def _inside(self, layered: LayeredFile) -> tuple[Array, dict[str, Array]]:
         """The output with all layers observed, and each layer's value."""
-        return layered.split(self._feed(self._open(layered.observed(), self.name)))
+        parts = layered.observed()
+        return layered.split([self._feed(self._open(part, self.name)) for part in parts])
 
     def _alone(self, layered: LayeredFile) -> Iterator[Array]:
         """What each layer makes of the inputs it is judged by alone."""

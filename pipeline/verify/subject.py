@@ -27,17 +27,20 @@ class LayeredFile(Protocol):
 
     suffix: str
 
-    def observed(self) -> bytes:
-        """The file with every layer's value as a further output."""
+    def observed(self) -> list[bytes]:
+        """Files that have every layer's value as an output; the first has all and its own."""
 
-    def split(self, outputs: list[Array]) -> tuple[Array, dict[str, Array]]:
-        """The outputs of the observed file: its own, and each layer's value as the program's."""
+    def split(self, outputs: list[list[Array]]) -> tuple[Array, dict[str, Array]]:
+        """The outputs of these files: the file's own, and each layer's value as the program's."""
 
     def slice(self, layer: Layer) -> bytes:
         """One layer as a file of its own; its inputs are the values of `layer.inputs`."""
 
     def given(self, name: str, values: Array) -> Array:
         """A layer's value, laid out as the slice after it takes it."""
+
+    def image(self, values: Array) -> Array:
+        """The whole file's input, laid out as it takes it."""
 
     def canonical(self, name: str, values: Array) -> Array:
         """A slice's output, laid out as the program's value."""
@@ -62,8 +65,9 @@ class LayerVerdict:
 
 @dataclass
 class Subject:
-    """`file` names it in reports. `observer` counts final outputs that differ when layers are
-    observed; `error` says why there is nothing to judge.
+    """`file` names it in reports. `integer` is whether the runtime adds up int8 layers in
+    integers, so that a named scheme must reproduce them. `observer` counts the final outputs that
+    differ when layers are observed; `error` says why there is nothing to judge.
     """
 
     file: str
@@ -71,6 +75,7 @@ class Subject:
     configuration: str
     shipped: bool
     layers: list[LayerVerdict]
+    integer: bool = False
     runtime: str = ""
     error: str | None = None
     observed: int = 0
@@ -79,13 +84,12 @@ class Subject:
 
     @property
     def passed(self) -> bool:
-        """Every layer passed, and observing them changed nothing that is not within its bound."""
+        """Every layer passed."""
         return (
             self.error is None
             and bool(self.layers)
             and self.observed > 0
             and all(layer.passed for layer in self.layers)
-            and (self.observer == 0 or self.layers[-1].accumulated.passed)
         )
 
     @property
@@ -123,7 +127,7 @@ def observe(
     first: int,
 ) -> None:
     """Judge one batch in place. `final` and `found` come from the file with its layers as outputs,
-    `whole` from the file as it is.
+    `whole` from the file as it is, and is what the last layer is judged by.
     """
     subject.observed += whole.size
     subject.observer += whole.size if final.shape != whole.shape else int(_differ(final, whole))
@@ -133,9 +137,8 @@ def observe(
     for verdict in subject.layers:
         layer = verdict.layer
         value = values[layer.name]
-        judgement = judge(
-            layer, network, {name: values[name] for name in layer.inputs}, value, first
-        )
+        given = {name: values[name] for name in layer.inputs}
+        judgement = judge(layer, network, given, value, first, subject.integer)
         verdict.in_place += judgement
         if judgement.problem is None:
             verdict.accumulated += _accumulated(chain[layer.name], value, first)
@@ -172,7 +175,7 @@ def isolate(
     except UserError as error:
         verdict.isolated = Judgement(problem=first_line(error))
         return
-    verdict.isolated = judge(layer, network, inputs, found)
+    verdict.isolated = judge(layer, network, inputs, found, 0, configuration.integer)
 
 
 def integers(network: Network, values: Mapping[str, Array]) -> dict[str, Array]:

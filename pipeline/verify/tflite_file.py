@@ -127,22 +127,24 @@ class TfliteFile:
         ends = [computing[group[-1]][1] for group in groups]
         return {layer.name: end for layer, end in zip(layers, ends, strict=True)}
 
-    def observed(self) -> bytes:
+    def observed(self) -> list[bytes]:
         """The file with every layer's tensor as a further output."""
-        wanted = [int(self._graph.outputs[0]), *list(self._tensors.values())[1:]]
-        return self._written(list(self._graph.inputs), list(dict.fromkeys(wanted)))
+        return [self._written(list(self._graph.inputs), self._observed)]
 
-    def split(self, outputs: list[Array]) -> tuple[Array, dict[str, Array]]:
+    @property
+    def _observed(self) -> list[int]:
+        layers = [tensor for name, tensor in self._tensors.items() if name != IMAGE]
+        return list(dict.fromkeys([int(self._graph.outputs[0]), *layers]))
+
+    def split(self, outputs: list[list[Array]]) -> tuple[Array, dict[str, Array]]:
         """The outputs of the observed file: its own, and each layer's value as the program's."""
-        final = int(self._graph.outputs[0])
-        tensors = list(dict.fromkeys([final, *list(self._tensors.values())[1:]]))
-        found = dict(zip(tensors, outputs, strict=True))
+        found = dict(zip(self._observed, outputs[0], strict=True))
         values = {
             name: self.canonical(name, found[tensor])
             for name, tensor in self._tensors.items()
             if name != IMAGE
         }
-        return found[final], values
+        return found[int(self._graph.outputs[0])], values
 
     def slice(self, layer: Layer) -> bytes:
         """One layer as a file of its own; its inputs are the tensors of `layer.inputs`."""
@@ -185,6 +187,10 @@ class TfliteFile:
             values = values.transpose(order)
         shape = tuple(self._graph.tensors[self._tensors[name]].shape)
         return np.ascontiguousarray(values).reshape(-1, *shape[1:])
+
+    def image(self, values: Array) -> Array:
+        """The whole file's input, laid out as it takes it."""
+        return self.given(IMAGE, values)
 
     def canonical(self, name: str, values: Array) -> Array:
         """A layer's tensor, laid out as the program's value."""

@@ -2,7 +2,7 @@
 
 A conversion takes a second or two whatever its size, so up to `GROUP` cells go through one file:
 parallel branches from one input. Where a file is refused, halving finds the cells that are to
-blame, and the others are converted without them.
+blame, and the others are converted without them. What a neighbour may change is done again alone.
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ from typing import Any
 import numpy.typing as npt
 
 from ...errors import UserError, unknown
+from ..rounding import FLOAT32
 from .cells import Cell, core_cells, full_cells
-from .defects import known_refusal
+from .defects import known_defect, known_refusal
 from .group import KINDS, REFERENCE, Group, export_cells, found_by, group_of
 from .outcome import MISMATCH, REFUSED, Outcome, outcome_of
 from .reproducer import write_reproducer, write_reproducers
@@ -37,7 +38,7 @@ __all__ = [
 Array = npt.NDArray[Any]
 
 RUNTIMES = tuple(KINDS)
-GROUP = 50  # cells in one file
+GROUP = 100  # cells in one file
 
 
 def run_cells(
@@ -82,11 +83,19 @@ def _outcomes(cells: Sequence[Cell], runtimes: Sequence[str]) -> list[Outcome]:
     outcomes = []
     for kind in dict.fromkeys(KINDS[runtime] for runtime in runtimes):
         readers = [runtime for runtime in runtimes if KINDS[runtime] == kind]
-        alone = [n for n, cell in enumerate(cells) if known_refusal(cell, kind)]
+        alone = [n for n, cell in enumerate(cells) if _goes_alone(cell, kind)]
         together = [n for n in range(len(cells)) if n not in alone]
         for numbers in filter(None, (together, *([n] for n in alone))):
             outcomes += _exported(group, numbers, kind, readers)
     return outcomes
+
+
+def _goes_alone(cell: Cell, kind: str) -> bool:
+    """What is refused holds up others. And beside others the TFLite converter is known to compute
+    some int8 average poolings in float32, which then are right.
+    """
+    wrong = kind == "tflite" and known_defect(cell, "litert") is not None
+    return wrong or known_refusal(cell, kind) is not None
 
 
 def _exported(
@@ -137,11 +146,13 @@ def _judged(
 
 
 def _again(outcome: Outcome, group: Group) -> Outcome:
-    """A cell that is wrong beside others is judged once more, alone."""
-    if outcome.status != MISMATCH:
+    """What beside others is wrong, or in float32 though it may not be so alone, is judged alone."""
+    kind = KINDS[outcome.runtime]
+    wrong = outcome.status == MISMATCH
+    if not wrong and not (kind == "tflite" and outcome.detail == FLOAT32):
         return outcome
-    number, runtime = group.cells.index(outcome.cell), outcome.runtime
-    (alone,) = _exported(group, [number], KINDS[runtime], [runtime])
-    if alone.status == MISMATCH:
-        return alone
-    return replace(outcome, detail=f"{outcome.detail}; only beside other layers")
+    number = group.cells.index(outcome.cell)
+    (alone,) = _exported(group, [number], kind, [outcome.runtime])
+    if wrong and alone.status != MISMATCH:
+        return replace(outcome, detail=f"{outcome.detail}; only beside other layers")
+    return alone

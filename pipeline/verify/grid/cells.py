@@ -160,6 +160,7 @@ AVERAGE_POOLS: tuple[dict[str, Any], ...] = (
     *({"kernel_size": 2, "stride": s} for s in (1, (2, 1), (1, 3), 3)),
     *({"kernel_size": 2, "divisor_override": d} for d in (3, 4)),
     *({"kernel_size": k, "ceil_mode": True} for k in (2, (3, 4))),
+    {"kernel_size": (3, 1), "stride": (2, 4), "ceil_mode": True},
     *(
         {"kernel_size": 3, "stride": 2, "padding": p, "ceil_mode": c, "count_include_pad": i}
         for p, c in ((1, False), ((1, 0), False), (1, True))

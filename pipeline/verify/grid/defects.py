@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, prod
 from typing import Any
 
 from .cells import Cell
@@ -54,7 +54,8 @@ class _Axis:
     stride: int
     before: int
     after: int
-    drops: bool
+    drops: bool  # a last window that would begin in the padding, as PyTorch does
+    rest: int  # elements that no window reaches but one that ceil_mode adds
 
     @property
     def output(self) -> int:
@@ -87,10 +88,9 @@ def _axes(cell: Cell) -> list[_Axis]:
         reach = (kernel - 1) * dilation + 1
         windows, rest = divmod(size + 2 * padding - reach, stride)
         more = stride - rest if options.get("ceil_mode") and rest else 0
-        # PyTorch drops a last window that would begin in the padding after the image.
         drops = more > 0 and (windows + 1) * stride >= size + padding
         after = padding + (0 if drops else more)
-        axes.append(_Axis(size, reach, stride, padding, after, drops))
+        axes.append(_Axis(size, reach, stride, padding, after, drops, rest))
     return axes
 
 
@@ -98,13 +98,19 @@ def _drops_a_window(cell: Cell) -> bool:
     return any(axis.drops for axis in _axes(cell))
 
 
+def _pads_by_less_than_none(cell: Cell) -> bool:
+    """An average pooling that leaves out part of the image where it drops a window."""
+    options = cell.options
+    counts = options.get("count_include_pad", True) and not _divisor(cell)
+    short = any(axis.drops and axis.rest > axis.before for axis in _axes(cell))
+    return cell.operator == "avg-pool" and bool(counts) and short
+
+
 def _taken_for_same(cell: Cell) -> bool:
     options = cell.options
     if _pair(options.get("dilation", 1)) != (1, 1):
         return False
-    if cell.operator == "avg-pool" and (
-        options.get("count_include_pad", True) or options.get("divisor_override")
-    ):
+    if cell.operator == "avg-pool" and (options.get("count_include_pad", True) or _divisor(cell)):
         return False
     axes = _axes(cell)
     return (
@@ -114,10 +120,20 @@ def _taken_for_same(cell: Cell) -> bool:
     )
 
 
+def _divisor(cell: Cell) -> int | None:
+    divisor: int | None = cell.options.get("divisor_override")
+    return divisor
+
+
+def _divides_differently(cell: Cell) -> bool:
+    divisor = _divisor(cell)
+    return divisor is not None and divisor != prod(_pair(cell.options["kernel_size"]))
+
+
 def _lacks_in_int8(cell: Cell) -> bool:
     """int8 average pooling whose last window reaches beyond the padding, which is counted."""
     options = cell.options
-    if cell.operator != "avg-pool" or cell.precision != "int8" or options.get("divisor_override"):
+    if cell.operator != "avg-pool" or cell.precision != "int8" or _divisor(cell):
         return False
     reaches = any(axis.after > axis.before for axis in _axes(cell))
     return reaches and bool(options.get("count_include_pad", True))
@@ -156,15 +172,13 @@ REFUSALS = (
         "no quantization rule for aten.max_pool2d_with_indices",
         lambda cell: cell.precision == "int8" and _returns_indices(cell),
     ),
-    Refusal(
-        "onnx",
-        "torch.onnx leaves out",
-        lambda cell: cell.options.get("divisor_override") is not None,
-        TORCH_ONNX,
-    ),
-    Refusal("onnx", "wrote a graph that is not valid", _drops_a_window, TORCH_ONNX),
+    Refusal("onnx", "torch.onnx leaves out", _divides_differently, TORCH_ONNX),
+    Refusal("onnx", "has divisor_override", lambda cell: _divisor(cell) is not None),
+    # Runtimes drop the window as PyTorch does; ONNX before opset 22 has it.
+    Refusal("onnx", "wrote a graph that is not valid", _drops_a_window),
     Refusal("tflite", "returns indices", _returns_indices, CONVERTER),
     Refusal("tflite", "another shape than", _taken_for_same, CONVERTER),
+    Refusal("tflite", "Pad value has to be greater", _pads_by_less_than_none, CONVERTER),
 )
 
 
