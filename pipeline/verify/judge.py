@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
@@ -16,6 +17,8 @@ from .layers import Layer, Network
 from .rounding import EXACT, FLOAT32, REQUANTIZATIONS, ROUNDINGS, Exact, exact_of
 
 Array = npt.NDArray[Any]
+
+Memo = dict[tuple[Any, ...], Bounded | Exact]
 
 # Where a converter has merged a normalisation into weights, w g / sqrt(v + e), six roundings of
 # every weight are its own and six are those of the ONNX file's weights.
@@ -155,12 +158,14 @@ def judge(
     found: Array,
     first: int = 0,
     integer: bool = False,
+    memo: Memo | None = None,
 ) -> Judgement:
     """Judge `found`, N x ..., a layer's value from its inputs `given` by layer name.
 
     Both are float32, or int8 in an int8 network. `first` is the number of the first image. Where a
     runtime adds up in integers (`integer`), float32 arithmetic explains no convolution or linear
-    layer. A wrong shape or dtype, a NaN or an infinity is a `problem`.
+    layer. A wrong shape or dtype, a NaN or an infinity is a `problem`. `memo` keeps exact results:
+    several runtimes give a layer the same inputs.
     """
     images = len(next(iter(given.values())))
     expected = np.dtype(np.int8 if layer.quantization else np.float32)
@@ -170,9 +175,14 @@ def judge(
         return Judgement(problem=f"dtype {found.dtype}, expected {expected}")
     if not images:
         return Judgement(problem="nothing to compare")
-    if layer.quantization:
-        return against_schemes(exact_of(layer, network, given), found, first, integer)
-    return against_bound(bounded(layer, network, given), found, first)
+    memo = {} if memo is None else memo
+    key = (layer.name, *(hashlib.sha1(np.ascontiguousarray(v).data).digest() for v in given.values()))
+    if key not in memo:
+        memo[key] = (exact_of if layer.quantization else bounded)(layer, network, given)
+    exact = memo[key]
+    if isinstance(exact, Exact):
+        return against_schemes(exact, found, first, integer)
+    return against_bound(exact, found, first)
 
 
 def bounded(layer: Layer, network: Network, given: Mapping[str, Array | Bounded]) -> Bounded:

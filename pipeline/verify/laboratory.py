@@ -13,6 +13,7 @@ from deploy.runner.backends import Session, as_input
 
 from ..errors import first_line
 from .cases import isolated_inputs
+from .judge import Memo
 from .onnx_file import OnnxFile
 from .report import fingerprint
 from .runtimes import JUDGED, VARIED, Configuration, Runtimes, missing, run_all
@@ -113,16 +114,15 @@ class Laboratory:
         for start in range(0, len(pixels), BATCH):
             self.on_step(f"{self.precision}: every layer in place (image {start} of {len(pixels)})")
             batch = pixels[start : start + BATCH]
-            chain = reference_chain(self.network, batch)
+            chain, memo = reference_chain(self.network, batch), Memo()
             for entry in opened:
                 if entry.subject.error is None:
                     with _failures_of(entry.subject):
                         final, found = entry.observe(batch)
                         whole = entry.whole(batch)
                         entry.outputs.append(whole)
-                        observe(
-                            entry.subject, self.network, batch, chain, final, whole, found, start
-                        )
+                        inside = (final, whole, found, start, memo)
+                        observe(entry.subject, self.network, batch, chain, *inside)
 
     def _isolated(
         self, layered: list[tuple[Subject, LayeredFile, Configuration]], pixels: Array
@@ -135,12 +135,13 @@ class Laboratory:
         for number, layer in enumerate(self.network.layers):
             self.on_step(f"{self.precision}: every layer alone ({layer.name})")
             given = {name: real[name] for name in layer.inputs}
-            inputs = isolated_inputs(layer, self.network, given, self.seed)
+            inputs, memo = isolated_inputs(layer, self.network, given, self.seed), Memo()
             for subject, file, configuration in layered:
                 if subject.error is None:
                     with _failures_of(subject):
                         verdict = subject.layers[number]
-                        isolate(verdict, self.network, file, configuration, self.runtimes, inputs)
+                        alone = (configuration, self.runtimes, inputs, memo)
+                        isolate(verdict, self.network, file, *alone)
 
     def _finals(self, opened: list[Opened], images: Array) -> None:
         self.on_step(f"{self.precision}: final outputs of {len(images)} test images")

@@ -14,7 +14,7 @@ from deploy.runner.scores import steps
 
 from ..errors import UserError, first_line
 from .bounds import Bounded, exactly
-from .judge import Judgement, against_bound, bounded, judge, measured
+from .judge import Judgement, Memo, against_bound, bounded, judge, measured
 from .layers import IMAGE, Layer, Network
 from .rounding import exact_of
 from .runtimes import Configuration, Runtimes, run_all
@@ -125,6 +125,7 @@ def observe(
     whole: Array,
     found: Mapping[str, Array],
     first: int,
+    memo: Memo | None = None,
 ) -> None:
     """Judge one batch in place. `final` and `found` come from the file with its layers as outputs,
     `whole` from the file as it is, and is what the last layer is judged by.
@@ -138,7 +139,7 @@ def observe(
         layer = verdict.layer
         value = values[layer.name]
         given = {name: values[name] for name in layer.inputs}
-        judgement = judge(layer, network, given, value, first, subject.integer)
+        judgement = judge(layer, network, given, value, first, subject.integer, memo)
         verdict.in_place += judgement
         if judgement.problem is None:
             verdict.accumulated += _accumulated(chain[layer.name], value, first)
@@ -165,6 +166,7 @@ def isolate(
     configuration: Configuration,
     runtimes: Runtimes,
     inputs: Mapping[str, Array],
+    memo: Memo | None = None,
 ) -> None:
     """Judge one layer alone, cut out of its file and fed `inputs`."""
     layer = verdict.layer
@@ -175,7 +177,7 @@ def isolate(
     except UserError as error:
         verdict.isolated = Judgement(problem=first_line(error))
         return
-    verdict.isolated = judge(layer, network, inputs, found, 0, configuration.integer)
+    verdict.isolated = judge(layer, network, inputs, found, 0, configuration.integer, memo)
 
 
 def integers(network: Network, values: Mapping[str, Array]) -> dict[str, Array]:
