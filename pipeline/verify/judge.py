@@ -176,7 +176,8 @@ def judge(
     if not images:
         return Judgement(problem="nothing to compare")
     memo = {} if memo is None else memo
-    key = (layer.name, *(hashlib.sha1(np.ascontiguousarray(v).data).digest() for v in given.values()))
+    inputs = (np.ascontiguousarray(value).data for value in given.values())
+    key = (layer.name, *(hashlib.sha1(content).digest() for content in inputs))
     if key not in memo:
         memo[key] = (exact_of if layer.quantization else bounded)(layer, network, given)
     exact = memo[key]

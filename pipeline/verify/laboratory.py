@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deploy.runner.backends import Session, as_input
+from deploy.runner.scores import steps
 
 from ..errors import first_line
 from .cases import isolated_inputs
@@ -165,18 +166,24 @@ class Laboratory:
             output = _feed(session, self._layered(content, name), pixels, configuration.batch)[0]
             outputs.append((configuration.name, output))
         for configuration_name, output in outputs:
-            unlike = output != expected
+            found = self._comparable(output)
             self.varied.append(
                 {
                     "cause": self._cause(first.subject, configuration_name, entries),
                     "file": name,
                     "configuration": configuration_name,
                     "against": first.subject.configuration,
+                    "int8": self.network.int8,
                     "elements": int(output.size),
-                    "differ": int(unlike.sum()),
-                    "largest": float(np.abs(output.astype(np.float64) - expected).max()),
+                    "differ": int((output != expected).sum()),
+                    "largest": float(np.abs(found - self._comparable(expected)).max()),
                 }
             )
+
+    def _comparable(self, output: Array) -> Array:
+        """In steps where the output is int8 or stands for it."""
+        quantization = self.network.layers[-1].quantization
+        return (steps(output, quantization) if quantization else output).astype(np.float64)
 
     def _cause(self, first: Subject, name: str, entries: list[Opened]) -> str:
         """Why final outputs may differ from the first configuration's, from what was found out."""
