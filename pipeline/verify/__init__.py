@@ -148,6 +148,7 @@ def opened_program(subject: Subject, module: fx.GraphModule, network: Network) -
 
     def laid_open(pixels: Array) -> tuple[Array, dict[str, Array]]:
         final, *rest = (v.numpy() for v in program.run(tapped, torch.from_numpy(pixels)))
-        return final, integers(network, named(network, [*rest, final]))
+        values = [*rest, final][: len(network.layers)]  # without an output that is only moved
+        return final, integers(network, named(network, values))
 
     return Opened(subject, whole, laid_open)

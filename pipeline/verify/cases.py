@@ -126,14 +126,28 @@ def impulses(layer: Layer, shape: tuple[int, ...], height: float, ground: float)
     else:
         strides = _attribute(layer, "strides", (1, 1))
         rows, columns = (
-            sorted({0, size - 1, *range(size // 2, min(size, size // 2 + stride))})
-            for size, stride in zip(shape[1:], strides, strict=True)
+            # Where few windows fit, a weight may have none about the middle.
+            range(size)
+            if size < 2 * (reach + stride)
+            else sorted({0, size - 1, *range(size // 2, min(size, size // 2 + stride))})
+            for size, stride, reach in zip(
+                shape[1:], strides, _reaches(layer, shape[1:]), strict=True
+            )
         )
         places = [(c, y, x) for c in range(shape[0]) for y in rows for x in columns]
     found = np.full((len(places), *shape), ground)
     for number, place in enumerate(places):
         found[(number, *place)] = height
     return found
+
+
+def _reaches(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """How many rows and columns a window spans; all, where the file does not say."""
+    if not any(node.op_type in ("Conv", "MaxPool", "AveragePool") for node in layer.nodes):
+        return (1, 1)
+    kernel = _attribute(layer, "kernel_shape", shape)
+    dilations = _attribute(layer, "dilations", (1, 1))
+    return tuple((k - 1) * d + 1 for k, d in zip(kernel, dilations, strict=True))
 
 
 def disagreements(

@@ -23,6 +23,7 @@ Memo = dict[tuple[Any, ...], Bounded | Exact]
 # Where a converter has merged a normalisation into weights, w g / sqrt(v + e), six roundings of
 # every weight are its own and six are those of the ONNX file's weights.
 MERGED_NORMALISATION = 12
+MOST = 1e9  # a difference where the bound is zero counts as so many of it: JSON has no infinity
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ class Judgement:
             return ""
         if not self.reproducing:
             return f"{self.outside} unexplained"
-        return in_words(self.reproducing if self.telling else list(self.matches))
+        return in_words(self.reproducing)
 
     @property
     def sqnr(self) -> float:
@@ -210,7 +211,7 @@ def against_bound(exact: Bounded, found: Array, first: int = 0) -> Judgement:
     found = found.astype(np.float64)
     off = np.abs(found - exact.value)
     with np.errstate(divide="ignore", invalid="ignore"):
-        fraction = np.where(off == 0, 0.0, off / exact.error)
+        fraction = np.where(off == 0, 0.0, np.minimum(off / exact.error, MOST))
     index = np.unravel_index(int(fraction.argmax()), fraction.shape)
     return replace(
         measured(exact.value, found),

@@ -75,14 +75,16 @@ class Laboratory:
         opened = [program] if program is not None else []
         layered: list[tuple[Subject, LayeredFile, Configuration]] = []
         for name, content in self.files.items():
-            for configuration in JUDGED[name.rpartition(".")[2]]:
+            kind = name.rpartition(".")[2]
+            for configuration in (*JUDGED[kind], *VARIED[kind]):
                 if missing(configuration) and configuration.runtime not in self.require:
                     continue
                 subject = self.subject(name, configuration.name, configuration.shipped)
                 with _failures_of(subject):
                     file = self._layered(content, name)
                     opened.append(self._open(subject, file, content, configuration))
-                    layered.append((subject, file, configuration))
+                    if configuration in JUDGED[kind]:
+                        layered.append((subject, file, configuration))
         self._in_place(opened, pixels)
         self._isolated(layered, alone)
         if test_images is not None:
@@ -109,7 +111,10 @@ class Laboratory:
         def laid_open(pixels: Array) -> tuple[Array, dict[str, Array]]:
             return file.split([_feed(session, file, pixels) for session in observed])
 
-        return Opened(subject, lambda pixels: _feed(shipped, file, pixels)[0], laid_open)
+        def whole(pixels: Array) -> Array:
+            return _feed(shipped, file, pixels, configuration.batch)[0]
+
+        return Opened(subject, whole, laid_open)
 
     def _in_place(self, opened: list[Opened], pixels: Array) -> None:
         for start in range(0, len(pixels), BATCH):
@@ -150,7 +155,10 @@ class Laboratory:
             if entry.subject.shipped and entry.subject.error is None:
                 with _failures_of(entry.subject):
                     for start in range(0, len(images), BATCH):
-                        entry.subject.finals.append(entry.whole(images[start : start + BATCH]))
+                        output = entry.whole(images[start : start + BATCH])
+                        if not np.isfinite(output).all():
+                            raise ValueError("NaN or infinity in the output for a test image")
+                        entry.subject.finals.append(output)
 
     def _vary(self, name: str, opened: list[Opened], pixels: Array) -> None:
         """Final outputs with other threads, batches and kernels against the first configuration."""
@@ -159,12 +167,7 @@ class Laboratory:
             return
         first, *others = entries
         expected = np.concatenate(first.outputs)
-        content = self.files[name]
         outputs = [(e.subject.configuration, np.concatenate(e.outputs)) for e in others]
-        for configuration in VARIED[name.rpartition(".")[2]]:
-            session = self.runtimes.open(configuration, content, name)
-            output = _feed(session, self._layered(content, name), pixels, configuration.batch)[0]
-            outputs.append((configuration.name, output))
         for configuration_name, output in outputs:
             found = self._comparable(output)
             self.varied.append(

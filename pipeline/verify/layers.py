@@ -16,7 +16,7 @@ import onnx
 
 from deploy.runner.contract import Quantization
 
-from ..errors import BadInput
+from ..errors import BadInput, first_line
 
 # An operator's kind. One that is in neither table is a layer by its own name.
 KINDS = {
@@ -56,6 +56,12 @@ MERGING = {*("Conv", "Gemm", "MatMul", "BatchNormalization", "Add", "Sub", "Mul"
 }
 SAME = {"mean": "average pool"}  # one layer under two names
 IMAGE = "image"
+OUTPUT = "output"  # the program's name for a last layer's value that is only moved about
+# What no converter takes apart.
+WHOLE = {
+    *("conv", "linear", "max pool", "average pool", "relu", "clip", "sigmoid", "tanh", "softmax"),
+    *("add", "sub", "mul", "div", "concat"),
+}
 
 
 @dataclass(frozen=True)
@@ -106,10 +112,15 @@ def read_network(model: onnx.ModelProto, names: Sequence[tuple[str, str]] = ()) 
     `names` are (name, kind) of the layers that are expected; without them the cuts follow from
     the operators alone, and a layer is named as its value is.
     """
-    cutter = Cutter(onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True))
+    try:
+        inferred = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
+    except onnx.shape_inference.InferenceError as error:
+        raise BadInput(f"the shapes of the model do not fit ({first_line(error)})") from error
+    cutter = Cutter(inferred)
     found = cutter.ends()
     if not names:
         names = [(value, " + ".join(KINDS.get(op, op) for op in ops)) for value, ops in found]
+    names = [name for name in names if name[1] != OUTPUT]
     heads = [kind.split(" + ")[0] for _, kind in names]
     groups = align(heads, [KINDS.get(ops[0], ops[0]) for _, ops in found])
     ends = [found[group[-1]][0] for group in groups]
@@ -126,14 +137,16 @@ def align(heads: Sequence[str], kinds: Sequence[str]) -> list[range]:
     groups, start = [], 0
     for number, head in enumerate(heads):
         # A kind that the file does not know was made of other operators: it begins right here.
-        if start >= len(kinds) or (head in kinds[start:] and kinds[start] != head):
+        known = head in WHOLE or head in kinds[start:]
+        if start >= len(kinds) or (known and kinds[start] != head):
             raise BadInput(
                 f"layer {number + 1} of {len(heads)} ({head}) is not mapped: the file has "
                 f"{', '.join(kinds)}"
             )
         following, end = heads[number + 1 : number + 2], start + 1
-        while end < len(kinds) and kinds[end : end + 1] != following:
-            end += 1
+        if not following or following[0] in kinds[end:]:
+            while end < len(kinds) and kinds[end : end + 1] != following:
+                end += 1
         groups.append(range(start, end))
         start = end
     return groups

@@ -15,6 +15,7 @@ from deploy.runner.contract import Quantization
 from deploy.runner.scores import real, steps
 
 from ..errors import BadInput, first_line
+from .bounds import gamma
 from .layers import Cutter, Layer, read_network
 
 Array = npt.NDArray[Any]
@@ -165,11 +166,24 @@ class OnnxFile:
         """A slice's output as the program's value."""
         if not self.network.int8:
             return values
-        return np.asarray(steps(values, self._quantization(name)).astype(np.int8))
+        return as_integers(values, self._quantization(name))
 
     def image(self, values: Array) -> Array:
         """The whole file's input, as it takes it."""
         return values
+
+
+def as_integers(values: Array, quantization: Quantization) -> Array:
+    """Real values as the int8 integers that they stand for; as they are where one stands for none,
+    be it NaN, between two steps or out of range.
+
+    Making them real took two roundings: that of the scale and that of the product.
+    """
+    if values.dtype == np.int8:
+        return values
+    found = np.clip(steps(values, quantization), -128, 127).astype(np.int8)
+    near = np.abs(values - real(found, quantization)) <= gamma(2) * np.abs(values)
+    return found if near.all() else values
 
 
 def _info(name: str, shape: tuple[int, ...], int8: bool) -> onnx.ValueInfoProto:

@@ -98,6 +98,7 @@ def artefact_record(subject: Subject, finals: Finals | None = None) -> dict[str,
     return record | {
         "observer": {"elements": subject.observed, "differ": subject.observer},
         "first_broken": broken.layer.name if broken else None,
+        "output": judgement_record(subject.output) if subject.output != Judgement() else None,
         "fingerprints": fingerprints(subject),
         "layers": [_layer(verdict) for verdict in subject.layers],
         "final": _final(subject, finals) if finals is not None and subject.finals else None,
@@ -133,7 +134,7 @@ def fingerprints(subject: Subject) -> dict[str, str]:
         judgement = _telling(verdict)
         if not judgement.matches:
             continue
-        found = judgement.reproducing if judgement.telling else list(judgement.matches)
+        found = judgement.reproducing
         known = groups.setdefault(verdict.layer.kind.partition(" + ")[0], [])
         for number, schemes in enumerate(known):
             if shared := [name for name in schemes if name in found]:

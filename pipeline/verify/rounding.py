@@ -66,7 +66,7 @@ def float_half_even(accumulator: Array, multiplier: Multiplier) -> Array:
 
 
 def float_round_away(accumulator: Array, multiplier: Multiplier) -> Array:
-    """TFLite's reference kernel of fully connected layers: in float32, halves away from zero."""
+    """In float32, halves away from zero: CMSIS-NN and older TFLite kernels (LiteRT#8567)."""
     return half_away(_float_product(accumulator, multiplier))
 
 
@@ -125,6 +125,18 @@ def double_round_up(accumulator: Array, multiplier: Multiplier) -> Array:
     high = ((accumulator.astype(np.int64) << left) * mantissa + (1 << 30)) >> 31
     rounded: Array = (high + ((np.int64(1) << right) >> 1)) >> right
     return rounded
+
+
+def double_round_by_eights(accumulator: Array, multiplier: Multiplier) -> Array:
+    """Built-in depthwise kernels on x86, N x C x H x W: eight channels at a time as
+    `double_round_up`, what is left of them as `double_round`.
+
+    Found by LiteRT 2.3.0 with 12, 13 and 20 channels.
+    """
+    channels = accumulator.shape[1]
+    eights = (np.arange(channels) < channels // 8 * 8).reshape(-1, 1, 1)
+    up, away = (scheme(accumulator, multiplier) for scheme in (double_round_up, double_round))
+    return np.where(eights, up, away)
 
 
 def integer_mean(total: Array, count: int) -> Array:
@@ -194,6 +206,7 @@ class Exact:
     accumulator: Array | None = None
     multiplier: Multiplier | None = None
     count: int | None = None
+    depthwise: bool = False
 
     def schemes(self) -> dict[str, Array]:
         """What each named scheme makes of it, clamped, zero point included."""
@@ -202,6 +215,9 @@ class Exact:
                 name: scheme(self.accumulator, self.multiplier) + self.zero_point
                 for name, scheme in REQUANTIZATIONS.items()
             }
+            if self.depthwise:
+                by_eights = double_round_by_eights(self.accumulator, self.multiplier)
+                found["double round up"] = by_eights + self.zero_point
         else:
             found = {name: scheme(self.real) for name, scheme in ROUNDINGS.items()}
             found[INTEGER_AWAY] = half_away(self.real + self.zero_point) - self.zero_point
@@ -249,10 +265,16 @@ def exact_of(layer: Layer, network: Network, given: Mapping[str, Array]) -> Exac
         if node.op_type == "Relu":
             low = max(low, zero_point)
         elif node.op_type == "Clip":
-            ends = [half_even(known[name] / scale) + zero_point for name in node.input[1:]]
-            low, high = max(low, int(ends[0])), min(high, int(ends[1]))
+            for name, ends in zip(node.input[1:], ("low", "high"), strict=False):
+                if not name:
+                    continue
+                end = int(half_even(known[name] / scale)) + zero_point
+                low, high = (max(low, end), high) if ends == "low" else (low, min(high, end))
     real = snap(accumulator * linear.multiplier.exact)
-    return Exact(real, reach, zero_point, low, high, accumulator, linear.multiplier)
+    depthwise = linear.node.op_type == "Conv" and linear.weight.shape[1] == 1 < len(linear.weight)
+    return Exact(
+        *(real, reach, zero_point, low, high, accumulator, linear.multiplier), depthwise=depthwise
+    )
 
 
 def linear_of(layer: Layer, network: Network) -> Linear | None:

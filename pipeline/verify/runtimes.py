@@ -56,13 +56,13 @@ JUDGED: dict[str, tuple[Configuration, ...]] = {
         Configuration("tflite-runtime", "xnnpack", shipped=True, integer=True),
     ),
 }
-# The final outputs of these are set against those of the first one above.
+# In these, layers are judged in place only.
 VARIED: dict[str, tuple[Configuration, ...]] = {
     "onnx": (
-        Configuration("onnxruntime", "all", threads=2),
-        Configuration("onnxruntime", "all", batch=1),
+        Configuration("onnxruntime", "all", threads=2, integer=True),
+        Configuration("onnxruntime", "all", batch=1, integer=True),
     ),
-    "tflite": (Configuration("litert", "xnnpack", threads=2),),
+    "tflite": (Configuration("litert", "xnnpack", threads=2, integer=True),),
 }
 # An environment of its own, which need not be there: see `--require`.
 ELSEWHERE = {"tflite-runtime"}

@@ -149,7 +149,13 @@ def _show_failure(artefact: Record, run: str | None) -> None:
             f"{name}: observing the layers changes {observer['differ']:,} of "
             f"{observer['elements']:,} final outputs (observer effect)"
         )
+    output = artefact["output"]
     if artefact["first_broken"] is None:
+        if output is not None and not artefact["passed"]:
+            say(
+                f"{name}: every layer is right, the file's own output is not its last layer's value"
+            )
+            _show_outside(output)
         return
     layer = next(e for e in artefact["layers"] if e["layer"] == artefact["first_broken"])
     fed, judgement = next(
@@ -158,6 +164,14 @@ def _show_failure(artefact: Record, run: str | None) -> None:
         if layer[key] is not None and not layer[key]["passed"]
     )
     say(f"{name}: the first layer that is wrong is {layer['layer']} ({layer['kind']}), {fed}")
+    _show_outside(judgement)
+    kind = artefact["file"].rpartition(".")[2]
+    kind = f" --format {kind}" if kind != "pt2" else ""
+    again = f"pipeline verify --run {run}{kind} --precision {artefact['precision']}"
+    say(f"  again: {again}" if run else "")
+
+
+def _show_outside(judgement: Record) -> None:
     if judgement["problem"]:
         say(f"  {judgement['problem']}")
     found = judgement["first_outside"]
@@ -167,10 +181,6 @@ def _show_failure(artefact: Record, run: str | None) -> None:
             f"{tuple(found['position'])} expected {found['expected']:.9g}, found "
             f"{found['found']:.9g}, bound {found['bound']:.3g}"
         )
-    kind = artefact["file"].rpartition(".")[2]
-    kind = f" --format {kind}" if kind != "pt2" else ""
-    again = f"pipeline verify --run {run}{kind} --precision {artefact['precision']}"
-    say(f"  again: {again}" if run else "")
 
 
 def show_self_check(report: Record) -> None:

@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 
 from deploy.runner.backends import as_input
-from deploy.runner.scores import steps
 
 from ..errors import UserError, first_line
 from .bounds import Bounded, exactly
 from .judge import Judgement, Memo, against_bound, bounded, judge, measured
 from .layers import IMAGE, Layer, Network
+from .onnx_file import as_integers
 from .rounding import exact_of
 from .runtimes import Configuration, Runtimes, run_all
 
@@ -80,16 +80,19 @@ class Subject:
     error: str | None = None
     observed: int = 0
     observer: int = 0
+    output: Judgement = field(default_factory=Judgement)
     finals: list[Array] = field(default_factory=list)
 
     @property
     def passed(self) -> bool:
-        """Every layer passed."""
+        """Every layer passed, and the file's own output is the last one's value."""
         return (
             self.error is None
             and bool(self.layers)
             and self.observed > 0
             and all(layer.passed for layer in self.layers)
+            and self.output.problem is None
+            and self.output.outside == 0
         )
 
     @property
@@ -128,7 +131,8 @@ def observe(
     memo: Memo | None = None,
 ) -> None:
     """Judge one batch in place. `final` and `found` come from the file with its layers as outputs,
-    `whole` from the file as it is, and is what the last layer is judged by.
+    `whole` from the file as it is: its output must be as near to what is exact as the last layer's
+    value may be.
     """
     subject.observed += whole.size
     subject.observer += whole.size if final.shape != whole.shape else int(_differ(final, whole))
@@ -146,6 +150,20 @@ def observe(
         elif layer.name != subject.layers[-1].layer.name:
             # What follows would be judged by inputs that are no numbers of this layer.
             raise ValueError(f"{layer.name}: {judgement.problem}")
+    own = as_value(layer, whole)
+    if not np.array_equal(own, value):
+        judgement = judge(layer, network, given, own, first, subject.integer, memo)
+        if judgement.problem is None and not network.int8:
+            judgement = against_bound(chain[layer.name], own, first)
+        subject.output += judgement
+
+
+def as_value(layer: Layer, output: Array) -> Array:
+    """A file's own output as its last layer's value: of that shape, and as integers."""
+    if layer.quantization is not None:
+        output = as_integers(output, layer.quantization)
+    shape = (len(output), *layer.shape)
+    return output.reshape(shape) if output.size == np.prod(shape) else output
 
 
 def _differ(one: Array, other: Array) -> int:
@@ -186,10 +204,7 @@ def integers(network: Network, values: Mapping[str, Array]) -> dict[str, Array]:
     found = {}
     for name, value in values.items():
         quantization = quantizations[name]
-        if quantization is None or value.dtype == np.int8:
-            found[name] = value
-        else:
-            found[name] = steps(value, quantization).astype(np.int8)
+        found[name] = value if quantization is None else as_integers(value, quantization)
     return found
 
 
