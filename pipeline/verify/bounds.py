@@ -166,14 +166,9 @@ def _sum(node: onnx.NodeProto, inputs: Inputs, evaluate: Evaluate) -> Bounded:
     for term, bias in ((a, b), (b, a)):
         # A bias that a runtime merges may be where the sum begins: it is rounded as its terms are.
         if term.error.any() and not bias.error.any():
-            relative = np.divide(
-                np.stack(np.broadcast_arrays(term.error, term.likely)),
-                term.magnitude,
-                out=np.zeros((2, *term.error.shape)),
-                where=term.magnitude > 0,
-            )
-            given = given + relative[0] * np.abs(bias.value)
-            hardly = hardly + relative[1] * np.abs(bias.value)
+            size = np.abs(bias.value)
+            given = given + _relative(term.error, term.magnitude) * size
+            hardly = hardly + _relative(term.likely, term.magnitude) * size
     return Bounded(value, given * (1 + U) + rounding, hardly * (1 + U) + rounding, total)
 
 
@@ -209,7 +204,9 @@ def _normalised(node: onnx.NodeProto, inputs: Inputs, evaluate: Evaluate) -> Bou
     factor = np.abs(scale.value / np.sqrt(variance.value + epsilon)).reshape(shape)
     offset = factor * np.abs(mean.value).reshape(shape) + np.abs(shift.value).reshape(shape)
     magnitude = factor * x.magnitude + offset
-    return _rounded(value, magnitude, 8, factor * x.error, factor * x.likely)
+    # Merged, the offset may be where a sum begins: it is rounded as the sum's terms are.
+    error, likely = (part + _relative(part, x.magnitude) * offset / factor for part in x[1:3])
+    return _rounded(value, magnitude, 8, factor * error, factor * likely)
 
 
 @dataclass(frozen=True)
@@ -338,6 +335,12 @@ def evaluate_layers(
             )
         values[node.output[0]] = RULES[node.op_type](node, inputs, evaluate)
     return values
+
+
+def _relative(error: Array, magnitude: Array) -> Array:
+    """What a sum is off by as a part of the size of its terms; 0 where there are none."""
+    zero = np.zeros(np.broadcast_shapes(error.shape, magnitude.shape))
+    return np.divide(error, magnitude, out=zero, where=magnitude > 0)
 
 
 def _nonzero(array: Array) -> Array:

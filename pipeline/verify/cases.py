@@ -22,7 +22,8 @@ MADE = 16  # images of each random kind
 REAL = 32  # images whose values a layer is fed in isolation
 AMPLITUDE = 2.0**14  # of an impulse: a power of two adds no rounding, and outweighs the bias
 CHANNELS = 8  # output channels for which inputs are sought that tell the schemes apart
-FEATURES = 4096  # at most so many impulses
+FEATURES = 4096  # at most so many impulses, evenly spaced, for a linear layer
+MOST_SUMS = 2**20  # accumulators on either side of zero that are searched
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ def disagreements(
     found = []
     for channel in random.permutation(len(weight))[:CHANNELS]:
         row, bias = weight[channel].ravel(), 0 if linear.bias is None else int(linear.bias[channel])
-        reach = int(min(160 / exact[channel], np.abs(row).sum() * 128))
+        reach = int(min(160 / exact[channel], np.abs(row).sum() * 128, MOST_SUMS))
         sums = np.arange(-reach, reach + 1)
         multiplier = Multiplier(exact[channel : channel + 1], single[channel : channel + 1])
         results = [scheme(sums, multiplier) for scheme in REQUANTIZATIONS.values()]

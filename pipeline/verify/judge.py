@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from . import bounds
 from .bounds import Bounded, exactly, gamma
 from .layers import Layer, Network
-from .rounding import EXACT, FLOAT32, REQUANTIZATIONS, ROUNDINGS, Exact, exact_of
+from .rounding import EXACT, FLOAT32, Exact, exact_of
 
 Array = npt.NDArray[Any]
 
@@ -126,7 +126,7 @@ class Judgement:
             return ""
         if not self.reproducing:
             return f"{self.outside} unexplained"
-        return in_words(self.reproducing)
+        return in_words(self.reproducing, self.matches)
 
     @property
     def sqnr(self) -> float:
@@ -142,12 +142,12 @@ class Judgement:
         return float(self.product / size) if size else 1.0
 
 
-def in_words(schemes: list[str]) -> str:
+def in_words(schemes: Sequence[str], candidates: Collection[str]) -> str:
     """Schemes that cannot be told apart. float32 arithmetic counts only where no other is left, and
-    where every scheme there is has the same result nothing was rounded.
+    where all of the candidates have the same result nothing was rounded.
     """
     named = [name for name in schemes if name != FLOAT32]
-    if len(named) in (len(REQUANTIZATIONS), len(ROUNDINGS) + 1, len(ROUNDINGS) + 2):
+    if set(named) == set(candidates) - {FLOAT32}:
         return EXACT
     return " or ".join(named or schemes) or "unexplained"
 
@@ -206,8 +206,8 @@ def against_bound(exact: Bounded, found: Array, first: int = 0) -> Judgement:
     if not np.isfinite(found).all():
         index = np.argwhere(~np.isfinite(found))[0]
         return Judgement(problem=f"NaN or infinity at {_position(index, first)}")
-    if not np.isfinite(exact.value).all():
-        return Judgement(problem="the reference is not finite")
+    if not np.isfinite(exact.value + exact.error).all():
+        return Judgement(problem="the reference or its bound is not finite")
     found = found.astype(np.float64)
     off = np.abs(found - exact.value)
     with np.errstate(divide="ignore", invalid="ignore"):
@@ -250,7 +250,7 @@ def against_schemes(exact: Exact, found: Array, first: int = 0, integer: bool = 
     off = integers - near
     steps, counts = np.unique(off, return_counts=True)
     return replace(
-        measured(near, integers),
+        measured(near, integers, first),
         matches=matches,
         misses=misses,
         telling=int(telling.sum()),

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -199,19 +200,13 @@ class Laboratory:
         return "float32 arithmetic"
 
 
-class _failures_of:  # noqa: N801  # reads as what it is used for
+@contextlib.contextmanager
+def _failures_of(subject: Subject) -> Iterator[None]:
     """What goes wrong on the way is a failure of the subject, with its reason."""
-
-    def __init__(self, subject: Subject) -> None:
-        self.subject = subject
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> bool:
-        if isinstance(error, Exception):  # the runtimes' own exceptions share no base
-            self.subject.error = first_line(error)
-            return True
-        return False
+    try:
+        yield
+    except Exception as error:  # the runtimes' own exceptions share no base
+        subject.error = first_line(error)
 
 
 def _feed(session: Session, file: LayeredFile, pixels: Array, batch: int = 0) -> list[Array]:

@@ -118,6 +118,8 @@ def read_network(model: onnx.ModelProto, names: Sequence[tuple[str, str]] = ()) 
         raise BadInput(f"the shapes of the model do not fit ({first_line(error)})") from error
     cutter = Cutter(inferred)
     found = cutter.ends()
+    if not found:
+        raise BadInput("the model has no layer to compare")
     if not names:
         names = [(value, " + ".join(KINDS.get(op, op) for op in ops)) for value, ops in found]
     names = [name for name in names if name[1] != OUTPUT]
@@ -229,7 +231,7 @@ class Cutter:
                     self.quantization(value),
                 )
             )
-        opset = next(entry.version for entry in self.model.opset_import if entry.domain == "")
+        opset = next(e.version for e in self.model.opset_import if e.domain in ("", "ai.onnx"))
         return Network(
             self.model,
             self.image,

@@ -7,9 +7,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from ..errors import BadInput, Missing
+from deploy.runner.contract import Quantization
+
+from ..errors import BadInput, Missing, UsageError
 from .cases import Case, made_cases
 from .evidence import machine
 from .laboratory import BATCH, Laboratory
@@ -38,7 +41,9 @@ def verify_files(
             )
         if not path.is_file():
             raise Missing(f"{path}: no such file")
-        contents[path.name if path.name not in contents else str(path)] = path.read_bytes()
+        if str(path) in contents:
+            raise UsageError(f"{path} is given twice", "give two different files")
+        contents[str(path)] = path.read_bytes()
     first = next((path for path in paths if path.suffix == OnnxFile.suffix), None)
     if first is None:
         raise BadInput("no ONNX file: the reference is read from one", "give one .onnx file first")
@@ -46,6 +51,11 @@ def verify_files(
     network = reference.network
     if len(network.image_shape) != 3 or min(network.image_shape) < 1:
         raise BadInput(f"{first}: the input is {network.image_shape}, not C x H x W of fixed size")
+    if network.int8 and not _is_byte(network.image_quantization):
+        raise BadInput(
+            f"{first}: its image is quantized as {network.image_quantization}",
+            "only images of bytes, scale 1/255 and zero point -128, are known",
+        )
     generator = torch.Generator().manual_seed(seed)
     shape = (images, *network.image_shape)
     random = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
@@ -72,3 +82,9 @@ def verify_files(
         "seed": seed,
         "sha256": {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()},
     }
+
+
+def _is_byte(quantization: Quantization | None) -> bool:
+    return quantization is not None and quantization == Quantization(
+        float(np.float32(1 / 255)), -128
+    )

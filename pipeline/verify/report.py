@@ -130,19 +130,25 @@ def _telling(verdict: LayerVerdict) -> Judgement:
 def fingerprints(subject: Subject) -> dict[str, str]:
     """Per kind of int8 layer the schemes that reproduce all of its layers, in words."""
     groups: dict[str, list[list[str]]] = {}
+    candidates: dict[str, set[str]] = {}
     for verdict in subject.layers:
         judgement = _telling(verdict)
         if not judgement.matches:
             continue
         found = judgement.reproducing
-        known = groups.setdefault(verdict.layer.kind.partition(" + ")[0], [])
+        kind = verdict.layer.kind.partition(" + ")[0]
+        candidates.setdefault(kind, set()).update(judgement.matches)
+        known = groups.setdefault(kind, [])
         for number, schemes in enumerate(known):
             if shared := [name for name in schemes if name in found]:
                 known[number] = shared
                 break
         else:
             known.append(found)
-    return {kind: ", ".join(in_words(s) for s in known) for kind, known in groups.items()}
+    return {
+        kind: ", ".join(in_words(schemes, candidates[kind]) for schemes in known)
+        for kind, known in groups.items()
+    }
 
 
 def judgement_record(judgement: Judgement | None) -> dict[str, Any] | None:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
+from ..errors import BadInput
 from ..reference import compute
 from .bounds import U, evaluate_layers, exactly, gamma
 from .layers import Layer, Network
@@ -139,15 +140,16 @@ def double_round_by_eights(accumulator: Array, multiplier: Multiplier) -> Array:
     return np.where(eights, up, away)
 
 
-def integer_mean(total: Array, count: int) -> Array:
-    """TFLite's integer MEAN where input and output have one scale: `total` of `count` integers.
+def integer_mean(total: Array, count: int, ratio: float) -> Array:
+    """TFLite's integer MEAN: `total` of `count` integers, `ratio` of input to output scale.
 
-    The multiplier 1 / count is truncated to 30 bits or fewer and the product double-rounded
+    The multiplier ratio / count is truncated and the product double-rounded
     (MeanImpl of tensorflow/lite/kernels/internal/reference/integer_ops/mean.h).
     """
-    bits = min(int(count).bit_length() - 1, 32)
-    mantissa, shift = np.array((2**30 << bits) // count), np.array(1 - bits)
-    return _doubled(total.astype(np.int64), mantissa, shift)
+    mantissa, shift = (int(part) for part in fixed_point(np.array(ratio)))
+    bits = min(int(count).bit_length() - 1, 32, 31 + shift)
+    scaled = np.array((mantissa << bits) // count)
+    return _doubled(total.astype(np.int64), scaled, np.array(shift - bits))
 
 
 def _truncated(value: Array, bits: int) -> Array:
@@ -195,7 +197,8 @@ class Exact:
 
     `real` is the exact result in steps, without the zero point; `reach` how far float32 arithmetic
     may take it; `accumulator` the exact sum, where the layer has one; `count` how many integers
-    are averaged. `low` and `high` clamp, zero point included.
+    are averaged, and `ratio` their scale by that of the mean. `low` and `high` clamp, zero point
+    included.
     """
 
     real: Array
@@ -206,6 +209,7 @@ class Exact:
     accumulator: Array | None = None
     multiplier: Multiplier | None = None
     count: int | None = None
+    ratio: float = 1.0
     depthwise: bool = False
 
     def schemes(self) -> dict[str, Array]:
@@ -222,7 +226,8 @@ class Exact:
             found = {name: scheme(self.real) for name, scheme in ROUNDINGS.items()}
             found[INTEGER_AWAY] = half_away(self.real + self.zero_point) - self.zero_point
             if self.count is not None:
-                found[INTEGER_MEAN] = integer_mean(np.rint(self.real * self.count), self.count)
+                total = np.rint(self.real * self.count / self.ratio)
+                found[INTEGER_MEAN] = integer_mean(total, self.count, self.ratio)
             found = {name: values + self.zero_point for name, values in found.items()}
         return {name: self.clamp(values) for name, values in found.items()}
 
@@ -240,7 +245,8 @@ class Exact:
 
 def exact_of(layer: Layer, network: Network, given: Mapping[str, Array]) -> Exact:
     """Compute an int8 layer from the integers of its inputs, by layer name. N x ... each."""
-    assert layer.quantization is not None
+    if layer.quantization is None:
+        raise BadInput(f"{layer.name}: a float layer in an int8 model is not known")
     scale, zero_point = float(layer.quantization.scale), layer.quantization.zero_point
     *nodes, last = layer.nodes
     values = {network.values[name]: exactly(integers) for name, integers in given.items()}
@@ -254,10 +260,11 @@ def exact_of(layer: Layer, network: Network, given: Mapping[str, Array]) -> Exac
     linear = linear_of(layer, network)
     if linear is None:
         means = [n for n in nodes if n.op_type in ("ReduceMean", "GlobalAveragePool")]
-        count = None
-        if len(means) == 1:
+        count, ratio = None, 1.0
+        if len(means) == 1 and len(given) == 1:
+            ratio = _scale_of(network, *given) / scale
             count = values[means[0].input[0]].value.size // values[means[0].output[0]].value.size
-        return Exact(real, reach, zero_point, low, high, count=count)
+        return Exact(real, reach, zero_point, low, high, count=count, ratio=ratio)
     x = np.rint(values[linear.node.input[0]].value / linear.input_scale)
     bias = [linear.bias] if linear.bias is not None else []
     accumulator = compute(linear.node, [x, linear.weight, *bias], network.opset)[0]
@@ -277,8 +284,19 @@ def exact_of(layer: Layer, network: Network, given: Mapping[str, Array]) -> Exac
     )
 
 
+def _scale_of(network: Network, name: str) -> float:
+    """The scale of a layer's value, or the image's."""
+    known = {layer.name: layer.quantization for layer in network.layers}
+    quantization = known.get(name, network.image_quantization)
+    if quantization is None:
+        raise BadInput(f"{name}: a float value in the middle of an int8 model is not known")
+    return quantization.scale
+
+
 def linear_of(layer: Layer, network: Network) -> Linear | None:
-    """The layer's integers, if it is one convolution or linear layer and at most a clamp."""
+    """The layer's integers, if it is one convolution or linear layer and at most a clamp, with
+    symmetric weights and a bias of scale s_x s_w.
+    """
     weighted = [n for n in layer.nodes if n.op_type in ("Conv", "Gemm")]
     others = {n.op_type for n in layer.nodes} - {"Conv", "Gemm", "Relu", "Clip", "Reshape"}
     moving = {"QuantizeLinear", "DequantizeLinear", "Flatten", "Transpose", "Pad", "Squeeze"}
@@ -293,6 +311,10 @@ def linear_of(layer: Layer, network: Network) -> Linear | None:
     scales = [np.asarray(known[s.input[1]], np.float64) for s in (x, w)]
     integers = [known[s.input[0]].astype(np.float64) for s in (w, *rest)]
     assert layer.quantization is not None
+    symmetric = all(not np.any(known[s.input[2]]) for s in (w, *rest) if len(s.input) > 2)
+    bias = [np.asarray(known[s.input[1]], np.float64) for s in rest]
+    if not symmetric or not all(np.allclose(b, scales[0] * scales[1], 1e-6, 0) for b in bias):
+        return None
     shape = (-1,) if weighted[0].op_type == "Gemm" else (-1, 1, 1)
     multiplier = Multiplier.of(scales[0], scales[1].ravel(), layer.quantization.scale)
     return Linear(

@@ -90,7 +90,7 @@ class Runtimes:
 
     def open(self, configuration: Configuration, content: bytes, name: str) -> Session:
         """Open a file's content; the suffix of `name` says what it is. Raises Missing, BadInput."""
-        path = self._folder / name
+        path = self._folder / f"model{Path(name).suffix}"  # never a path of the user's
         path.write_bytes(content)
         try:
             if configuration.runtime not in ELSEWHERE:

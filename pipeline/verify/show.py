@@ -35,7 +35,10 @@ def show_verification(report: Record) -> None:
         say(f"{runtime}: required, but no file ran in it")
     for runtime in report["skipped"]:
         say(f"{runtime}: not there, skipped (run 'make install'; --require makes it a failure)")
-    say("verified: every file computes what its program does" if report["passed"] else "FAILED")
+    what = "every file computes what its program does"
+    if "reference" in report:
+        what = f"the files compute the same as {report['reference']}"
+    say(f"verified: {what}" if report["passed"] else "FAILED")
 
 
 def _show_worst(worst: list[Record]) -> None:
@@ -168,7 +171,8 @@ def _show_failure(artefact: Record, run: str | None) -> None:
     kind = artefact["file"].rpartition(".")[2]
     kind = f" --format {kind}" if kind != "pt2" else ""
     again = f"pipeline verify --run {run}{kind} --precision {artefact['precision']}"
-    say(f"  again: {again}" if run else "")
+    if run:
+        say(f"  again: {again}")
 
 
 def _show_outside(judgement: Record) -> None:

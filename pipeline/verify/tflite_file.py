@@ -183,7 +183,7 @@ class TfliteFile:
     def given(self, name: str, values: Array) -> Array:
         """A layer's value, laid out as the slice after it takes it."""
         order = self._orders.get(self._tensors[name])
-        if order is not None:
+        if order is not None and values.ndim == len(order):
             values = values.transpose(order)
         shape = tuple(self._graph.tensors[self._tensors[name]].shape)
         return np.ascontiguousarray(values).reshape(-1, *shape[1:])
