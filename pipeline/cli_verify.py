@@ -24,9 +24,7 @@ OPERATORS = ("conv", "max-pool", "avg-pool", "relu", "sigmoid", "tanh")
     "--images", type=int, default=1000, show_default=True, help="Test images through every layer."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of what is made up.")
-@click.option(
-    "--require", default="", metavar="RUNTIMES", help="By comma: it is a failure if one is missing."
-)
+@click.option("--require", metavar="RUNTIMES", help="By comma: it is a failure if one is missing.")
 @click.option("--self-check", is_flag=True, help="Break the run's files: is each break found?")
 @click.option("--op", "operators", help="ops: only these, by comma.")
 @click.option("--full", is_flag=True, help="ops: thousands of cells, not some two hundred.")
@@ -56,6 +54,8 @@ def verify(what: tuple[str, ...], **options: Any) -> None:
     _refuse_misplaced(what)
     if options["images"] < 1:
         raise UsageError(f"--images {options['images']}", "give 1 or more")
+    if "ops" in what and len(what) > 1:
+        raise UsageError("ops takes no files", "give 'pipeline verify ops' alone")
     if what == ("ops",):
         _verify_operators(options)
     elif what:
@@ -89,7 +89,8 @@ def _refuse_misplaced(what: tuple[str, ...]) -> None:
 
 
 def _required(options: dict[str, Any]) -> tuple[str, ...]:
-    return split("runtime", options["require"], RUNTIMES) if options["require"] else ()
+    given = options["require"]
+    return split("runtime", given, RUNTIMES) if given is not None else ()
 
 
 def _verify_run(
@@ -139,7 +140,9 @@ def _self_check(
 
 def _verify_operators(options: dict[str, Any]) -> None:
     chosen = (
-        split("operator", options["operators"], OPERATORS) if options["operators"] else OPERATORS
+        split("operator", options["operators"], OPERATORS)
+        if options["operators"] is not None
+        else OPERATORS
     )
     from .console import Steps, say
     from .verify.grid import core_cells, full_cells, run_cells, write_reproducers

@@ -111,7 +111,10 @@ def _refuse_unverified(run: RunFolder, report: dict[str, Any], models: list[str]
         results = [a for a in report["artefacts"] if a["file"] == model and a["shipped"]]
         if not results:
             raise Missing(f"{model} has not been verified", mend)
-        if not all(result["passed"] for result in results):
+        precision = results[0]["precision"]
+        also = [run.artefact(precision, kind) for kind in ("pt2", "onnx")]  # the reference, too
+        judged = [a for a in report["artefacts"] if a["file"] in (model, *also)]
+        if not all(result["passed"] for result in judged):
             raise VerificationFailed(f"{model} did not pass verification", f"see {REPORT}; {mend}")
 
 

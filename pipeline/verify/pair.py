@@ -13,6 +13,7 @@ import torch
 from deploy.runner.contract import Quantization
 
 from ..errors import BadInput, Missing, UsageError
+from . import onnx_file, tflite_file
 from .cases import Case, made_cases
 from .evidence import machine
 from .laboratory import BATCH, Laboratory
@@ -46,7 +47,9 @@ def verify_files(
         contents[str(path)] = path.read_bytes()
     first = next((path for path in paths if path.suffix == OnnxFile.suffix), None)
     if first is None:
-        raise BadInput("no ONNX file: the reference is read from one", "give one .onnx file first")
+        raise UsageError("no ONNX file among them", "give one: the reference is read from it")
+    for name, content in contents.items():  # what cannot be read is said before anything runs
+        (onnx_file if name.endswith(OnnxFile.suffix) else tflite_file).parse(content, name)
     reference = OnnxFile(first.read_bytes(), str(first))
     network = reference.network
     if len(network.image_shape) != 3 or min(network.image_shape) < 1:

@@ -212,17 +212,18 @@ def worst_of(subjects: Sequence[Subject]) -> list[dict[str, Any]]:
     """The layers nearest to failing, failed ones first: by elements outside, then by how much of
     its bound one takes.
     """
-    entries = []
+    entries: list[tuple[Any, dict[str, Any]]] = []
     for subject in subjects:
         for verdict in subject.layers if subject.error is None else ():
             for name, judgement in (("alone", verdict.isolated), ("in place", verdict.in_place)):
-                if judgement is None:
-                    continue
+                if judgement is None or (judgement.matches and judgement.passed):
+                    continue  # an int8 layer is explained or not: none is nearer to failing
                 part = judgement.outside / max(judgement.elements, 1)
                 broken = judgement.problem is not None
                 size = (broken, part, 0.0 if judgement.matches else judgement.fraction)
                 entry = {
                     "file": subject.file,
+                    "precision": subject.precision,
                     "configuration": subject.configuration,
                     "layer": verdict.layer.name,
                     "kind": verdict.layer.kind,
@@ -234,7 +235,10 @@ def worst_of(subjects: Sequence[Subject]) -> list[dict[str, Any]]:
                 }
                 entries.append((size, entry))
     entries.sort(key=lambda pair: pair[0], reverse=True)
-    return [entry for _, entry in entries[:WORST]]
+    worst: dict[tuple[str, str], dict[str, Any]] = {}
+    for _, entry in entries:  # of each layer of a precision only the worst
+        worst.setdefault((entry["precision"], entry["layer"]), entry)
+    return list(worst.values())[:WORST]
 
 
 def _confusion(answers: Array, fp32: Array, labels: Array) -> dict[str, int]:

@@ -65,7 +65,7 @@ class TfliteFile:
     def __init__(
         self, content: bytes, name: str, layers: Sequence[Layer], image_shape: tuple[int, ...]
     ) -> None:
-        self._model, self._graph = _parse(content, name)
+        self._model, self._graph = parse(content, name)
         graph = self._graph
         self._names = [_name(self._model, operator) for operator in graph.operators]
         shape = tuple(int(size) for size in graph.tensors[graph.inputs[0]].shape)[1:]
@@ -79,7 +79,7 @@ class TfliteFile:
     def changed(self, content: bytes) -> TfliteFile:
         """Another file in which the same values are the same tensors: a mutant."""
         other = copy.copy(self)
-        other._model, other._graph = _parse(content, "the changed file")
+        other._model, other._graph = parse(content, "the changed file")
         return other
 
     def _trace(self, image: Order) -> dict[int, Order]:
@@ -203,14 +203,15 @@ class TfliteFile:
         return values.reshape(-1, *shape)
 
 
-def _parse(content: bytes, name: str) -> tuple[Any, Any]:
+def parse(content: bytes, name: str) -> tuple[Any, Any]:
+    """A model and its one graph. Raises BadInput."""
     from ai_edge_litert.tools import flatbuffer_utils as flatbuffer
 
     try:
         model = flatbuffer.read_model_from_bytearray(bytearray(content))
         (graph,) = model.subgraphs
     except Exception as error:  # flatbuffers raises whatever comes of reading at random places
-        raise BadInput(f"{name}: not a valid TFLite model ({first_line(error)})") from error
+        raise BadInput(f"{name}: cut short, or not a TFLite model ({first_line(error)})") from error
     if len(graph.inputs) != 1 or len(graph.outputs) != 1:
         raise BadInput(f"{name}: {len(graph.inputs)} inputs, {len(graph.outputs)} outputs")
     return model, graph
