@@ -221,7 +221,7 @@ def worst_of(subjects: Sequence[Subject]) -> list[dict[str, Any]]:
                 part = judgement.outside / max(judgement.elements, 1)
                 broken = judgement.problem is not None
                 size = (broken, part, 0.0 if judgement.matches else judgement.fraction)
-                entry = {
+                entry: dict[str, Any] = {
                     "file": subject.file,
                     "precision": subject.precision,
                     "configuration": subject.configuration,
