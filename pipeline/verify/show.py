@@ -244,7 +244,7 @@ def show_grid(outcomes: Any) -> None:
         say(f"{reason}\n  {', '.join(names[:3])}{more}")
     wrong = sum(not outcome.ok for outcome in outcomes)
     say(
-        f"{len(outcomes)} cells, none wrong unknown to us"
+        f"{len(outcomes)} cells: all match, are refused for a reason, or are known defects"
         if not wrong
         else f"FAILED: {wrong} wrong"
     )
