@@ -141,6 +141,7 @@ def test_one_operator_of_the_grid(cli: Cli) -> None:
     assert "cells" in done.stderr
 
 
+@pytest.mark.slow
 def test_the_self_check_prints_kill_rates(cli: Cli) -> None:
     options = ["--format", "onnx", "--precision", "fp32", "--images", "8"]
     done = cli("verify", "--self-check", *options)

@@ -9,6 +9,7 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import pytest
 from conftest import pipeline
 from PIL import Image
 
@@ -68,6 +69,7 @@ def paint(folder: Path) -> None:
             Image.fromarray(picture).save(folder / label / name)
 
 
+@pytest.mark.slow
 def test_a_residual_colour_network_goes_all_the_way(tmp_path: Path) -> None:
     (tmp_path / "shapenet.py").write_text(NETWORK)
     paint(tmp_path / "colours")

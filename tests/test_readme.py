@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 from conftest import pipeline
 from PIL import Image
 
@@ -34,6 +35,7 @@ def prepare_what_the_reader_has(folder: Path) -> None:
     Image.fromarray(three).save(folder / "three.png")
 
 
+@pytest.mark.slow
 def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
     prepare_what_the_reader_has(tmp_path)
     make, *rest = blocks("sh")

@@ -170,7 +170,7 @@ def test_the_integer_mean_is_that_of_tflite(count: int, totals: list[int]) -> No
     for total in totals:
         high = saturating_rounding_doubling_high_mul(total * 2 ** max(exponent, 0), mantissa)
         expected.append(rounding_divide_by_pot(high, max(-exponent, 0)))
-    assert integer_mean(np.array(totals, np.float64), count).astype(int).tolist() == expected
+    assert integer_mean(np.array(totals, np.float64), count, 1.0).astype(int).tolist() == expected
     for total, mean in zip(totals, expected, strict=True):
         # Rounded twice: first at a half of a half step, at worst.
         assert abs(Fraction(total, count) - mean) <= Fraction(3, 4) + Fraction(abs(total), 2**29)
