@@ -43,7 +43,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     runs = tmp_path_factory.mktemp("runs")
     options = ["--model", "lenet5-classic", "--epochs", "30", "--batch-size", "32"]
-    done = pipeline("run", *options, "--run", "small", "--images", "16", "--json", runs=runs)
+    done = pipeline("run", *options, "--run", "small", "--images", "64", "--json", runs=runs)
     assert done.returncode == 0, done.stderr
     (runs / "report.json").write_text(done.stdout)
     return runs
