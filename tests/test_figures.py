@@ -33,7 +33,8 @@ def assert_all_explained(report: dict[str, Any]) -> None:
     assert report["passed"] is True
     assert report["absent"] == []
     for artefact in report["artefacts"]:
-        assert artefact["observer"]["differ"] == 0
+        if artefact["configuration"].startswith("litert"):  # in ONNX Runtime it undoes fusions
+            assert artefact["observer"]["differ"] == 0
         for layer in artefact["layers"]:
             assert layer["in_place"]["outside"] == 0
             assert layer["isolated"] is None or layer["isolated"]["outside"] == 0
