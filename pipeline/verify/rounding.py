@@ -259,6 +259,10 @@ def exact_of(layer: Layer, network: Network, given: Mapping[str, Array]) -> Exac
     reach = (result.error + gamma(4) * result.magnitude) / scale + 2 * U * np.abs(real)
     linear = linear_of(layer, network)
     if linear is None:
+        if any(node.op_type in ("Add", "Sub") for node in nodes):
+            # ONNX Runtime adds integers times s / s_y, and what their zero points come to apart.
+            sizes = sum(256 * _scale_of(network, name) for name in given)
+            reach = reach + gamma(6) * sizes / scale
         means = [n for n in nodes if n.op_type in ("ReduceMean", "GlobalAveragePool")]
         count, ratio = None, 1.0
         if len(means) == 1 and len(given) == 1:
