@@ -14,7 +14,7 @@ import numpy.typing as npt
 from . import bounds
 from .bounds import Bounded, exactly, gamma
 from .layers import Layer, Network
-from .rounding import EXACT, FLOAT32, Exact, exact_of
+from .rounding import EXACT, FLOAT32, Exact, exact_of, scale_of
 
 Array = npt.NDArray[Any]
 
@@ -160,13 +160,14 @@ def judge(
     first: int = 0,
     integer: bool = False,
     memo: Memo | None = None,
+    apart: bool = False,
 ) -> Judgement:
     """Judge `found`, N x ..., a layer's value from its inputs `given` by layer name.
 
     Both are float32, or int8 in an int8 network. `first` is the number of the first image. Where a
     runtime adds up in integers (`integer`), float32 arithmetic explains no convolution or linear
     layer. A wrong shape or dtype, a NaN or an infinity is a `problem`. `memo` keeps exact results:
-    several runtimes give a layer the same inputs.
+    several runtimes give a layer the same inputs. `apart` allows int8 inputs to be a step off.
     """
     images = len(next(iter(given.values())))
     expected = np.dtype(np.int8 if layer.quantization else np.float32)
@@ -183,6 +184,9 @@ def judge(
         memo[key] = (exact_of if layer.quantization else bounded)(layer, network, given)
     exact = memo[key]
     if isinstance(exact, Exact):
+        if apart and layer.quantization is not None:
+            step = max(scale_of(network, name) for name in given) / layer.quantization.scale
+            exact = replace(exact, reach=exact.reach + step)
         return against_schemes(exact, found, first, integer)
     return against_bound(exact, found, first)
 

@@ -261,12 +261,12 @@ def exact_of(layer: Layer, network: Network, given: Mapping[str, Array]) -> Exac
     if linear is None:
         if any(node.op_type in ("Add", "Sub") for node in nodes):
             # ONNX Runtime adds integers times s / s_y, and what their zero points come to apart.
-            sizes = sum(256 * _scale_of(network, name) for name in given)
+            sizes = sum(256 * scale_of(network, name) for name in given)
             reach = reach + gamma(6) * sizes / scale
         means = [n for n in nodes if n.op_type in ("ReduceMean", "GlobalAveragePool")]
         count, ratio = None, 1.0
         if len(means) == 1 and len(given) == 1:
-            ratio = _scale_of(network, *given) / scale
+            ratio = scale_of(network, *given) / scale
             count = values[means[0].input[0]].value.size // values[means[0].output[0]].value.size
         return Exact(real, reach, zero_point, low, high, count=count, ratio=ratio)
     x = np.rint(values[linear.node.input[0]].value / linear.input_scale)
@@ -288,7 +288,7 @@ def exact_of(layer: Layer, network: Network, given: Mapping[str, Array]) -> Exac
     )
 
 
-def _scale_of(network: Network, name: str) -> float:
+def scale_of(network: Network, name: str) -> float:
     """The scale of a layer's value, or the image's."""
     known = {layer.name: layer.quantization for layer in network.layers}
     quantization = known.get(name, network.image_quantization)
