@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: demo install test test-slow lint bench clean
+.PHONY: demo install emulators test test-slow lint bench clean
 
 demo: install
 	$(BIN)/pipeline run
@@ -31,20 +31,46 @@ $(TFLITE_RUNTIME)/installed: deploy/requirements/tflite-runtime.txt | .venv/inst
 	fi
 	touch $@
 
+# What compiles for the boards and runs that here: Zig, and QEMU from this system or from Debian's
+# packages, of which nothing is installed: they are unpacked. Without QEMU those tests are skipped.
+QEMU := .venv/qemu
+APT = apt-get -qq -o Dir::State=$(CURDIR)/$(QEMU)/apt/state -o Dir::Cache=$(CURDIR)/$(QEMU)/apt/cache
+ZIG = ziglang==0.17.1
+
+emulators: .venv/installed
+	@$(BIN)/python -c 'import sys; from importlib.metadata import distribution as d; sys.exit(d("ziglang").version != "$(lastword $(subst ==, ,$(ZIG)))")' 2>/dev/null || \
+		$(BIN)/pip install --quiet --disable-pip-version-check $(ZIG)
+	@if { command -v qemu-aarch64 || command -v qemu-aarch64-static; } >/dev/null && \
+			{ command -v qemu-arm || command -v qemu-arm-static; } >/dev/null || \
+			[ -x $(QEMU)/usr/bin/qemu-arm-static ]; then \
+		echo "QEMU is here"; \
+	elif mkdir -p $(QEMU)/apt/state/lists/partial $(QEMU)/apt/cache/archives/partial && \
+			$(APT) update && cd $(QEMU)/apt && $(APT) download qemu-user qemu-user-static && \
+			for package in *.deb; do dpkg-deb --extract $$package .. || exit 1; done; then \
+		echo "QEMU is in $(QEMU)"; \
+	else \
+		echo "no QEMU: neither on PATH nor from Debian's packages; what needs it is skipped"; \
+	fi
+
 # Two processes of one thread each: two threads each would slow one another many times over.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow' --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow and not emulated' --numprocesses 2 --dist loadfile
 
 test-slow: install
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m 'slow or emulated'
 
 lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-bench: install
+# Latencies and instructions are of the run "bench"; what of it is current is not made again.
+bench: install emulators
 	$(BIN)/python benchmarks/training.py
+	[ -d runs/bench ] || $(BIN)/pipeline train --run bench --dataset mnist --epochs 3
+	$(BIN)/pipeline export --run bench
+	$(BIN)/python benchmarks/latency.py --run bench
+	$(BIN)/python benchmarks/instructions.py --run bench
 
 clean:
 	rm -rf .venv runs

@@ -10,7 +10,7 @@ import click
 
 from .errors import UsageError, unknown
 
-FORMATS = ("onnx", "tflite")
+FORMATS = ("onnx", "tflite", "c")
 PRECISIONS = ("fp32", "int8")
 
 
@@ -50,7 +50,11 @@ def print_json(document: Any) -> None:
 RUN = click.option("--run", "run_name", metavar="NAME", help="The run (default: the newest).")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 FORMAT = click.option(
-    "--format", "formats", default="all", show_default=True, help="onnx, tflite, or both by comma."
+    "--format",
+    "formats",
+    default="all",
+    show_default=True,
+    help="onnx, tflite, c, or some by comma.",
 )
 PRECISION = click.option(
     "--precision", "precisions", default="all", show_default=True, help="fp32, int8, or both."

@@ -11,7 +11,7 @@ import click
 from .cli_options import FORMAT, FORMATS, JSON, PRECISION, PRECISIONS, RUN, flags, print_json, split
 from .errors import UsageError, unknown
 
-RUNTIMES = ("onnxruntime", "litert", "tflite-runtime")
+RUNTIMES = ("onnxruntime", "litert", "tflite-runtime", "c")
 OPERATORS = ("conv", "max-pool", "avg-pool", "relu", "sigmoid", "tanh")
 
 
@@ -46,10 +46,10 @@ def verify(what: tuple[str, ...], **options: Any) -> None:
     Examples:
       pipeline verify
       pipeline verify --format tflite --precision int8 --images 200 --json
-      pipeline verify --require onnxruntime,litert,tflite-runtime
+      pipeline verify --require onnxruntime,litert,tflite-runtime,c
       pipeline verify --self-check
       pipeline verify ops --op conv
-      pipeline verify a.onnx b.tflite
+      pipeline verify a.onnx b.tflite folder-of-c
     """
     _refuse_misplaced(what)
     if options["images"] < 1:

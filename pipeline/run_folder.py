@@ -13,7 +13,7 @@ import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -24,6 +24,7 @@ from .errors import BadInput, Missing, UsageError, unknown
 RECORD = "run.json"
 CHECKPOINT = "checkpoint.safetensors"
 SCHEMA = 1
+FOLDERS = ("c",)  # kinds of artefacts that are folders
 ENTRY = {"sha256", "bytes", "config", "inputs", "made", "facts"}  # what is known of an artefact
 
 
@@ -36,6 +37,31 @@ def sha256_file(path: Path) -> str:
     """Hexadecimal SHA-256 of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def sha256_files(folder: Path, names: Sequence[str]) -> str:
+    """SHA-256 of some of a folder's files, names and bytes. Raises FileNotFoundError."""
+    digests = [f"{sha256_file(folder / name)}  {name}\n" for name in sorted(names)]
+    return hashlib.sha256("".join(digests).encode()).hexdigest()
+
+
+def _digest(path: Path, files: Sequence[str] | None) -> str:
+    """Of a file; or of a folder, in which only `files` count: what is built there may come and go.
+    Nothing where a file is gone.
+    """
+    try:
+        return sha256_file(path) if files is None else sha256_files(path, files)
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+        return ""
+
+
+def replace_folder(source: Path, place: Path) -> None:
+    """A finished folder to where an older one may be, which then is gone."""
+    old = place.with_name(f".{place.name}.{secrets.token_hex(4)}.old")
+    if place.exists():
+        place.replace(old)
+    source.replace(place)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 @contextmanager
@@ -154,6 +180,8 @@ class RunFolder:
             command = "verify"
         elif filename.endswith(".tar.gz"):
             command = "package"
+        elif filename.endswith("-c"):
+            command = "export --format c"
         else:
             command = f"export --format {Path(filename).suffix[1:]}"
         return f"run 'pipeline {command} --run {self.name}'"
@@ -172,8 +200,8 @@ class RunFolder:
             shutil.rmtree(self.path)
 
     def artefact(self, precision: str, kind: str) -> str:
-        """The file name MODEL-PRECISION.KIND."""
-        return f"{self.model}-{precision}.{kind}"
+        """The file name MODEL-PRECISION.KIND; C is a folder, MODEL-PRECISION-c."""
+        return f"{self.model}-{precision}{'-' if kind in FOLDERS else '.'}{kind}"
 
     def entry(self, filename: str) -> dict[str, Any]:
         """What run.json says of an artefact. Raises Missing when it was never made."""
@@ -190,9 +218,9 @@ class RunFolder:
         entry = self.entry(filename)
         mend = self.mending_command(filename)
         path = self.path / filename
-        if not path.is_file():
+        if not path.exists():
             raise Missing(f"{path}: the file is gone", mend)
-        if sha256_file(path) != entry["sha256"]:
+        if _digest(path, entry.get("files")) != entry["sha256"]:
             raise BadInput(
                 f"{path}: changed by hand or damaged (its SHA-256 is not the recorded one)", mend
             )
@@ -225,12 +253,18 @@ class RunFolder:
         config = json.loads(json.dumps(config))  # as it will be read back: tuples are lists
         digests = {source: self.entry(source)["sha256"] for source in inputs}
         for filename, path in temporary.items():
-            digest = sha256_file(path)
-            with replacing(self.path / filename) as place:
-                path.replace(place)
+            files = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
+            digest = _digest(path, files or None)
+            size = sum((path / name).stat().st_size for name in files or [""])
+            if path.is_dir():
+                replace_folder(path, self.path / filename)
+            else:
+                with replacing(self.path / filename) as place:
+                    path.replace(place)
             self.record["artefacts"][filename] = {
                 "sha256": digest,
-                "bytes": (self.path / filename).stat().st_size,
+                "bytes": size,
+                **({"files": files} if files else {}),
                 "config": config,
                 "inputs": digests,
                 "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from filelock import FileLock
 from hypothesis import settings
 
 from pipeline.cli import main
@@ -41,11 +42,17 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
     The classic network has every int8 rule but ReLU's: sigmoid, average pooling, fixed parameters.
     """
-    runs = tmp_path_factory.mktemp("runs")
-    options = ["--model", "lenet5-classic", "--epochs", "30", "--batch-size", "32"]
-    done = pipeline("run", *options, "--run", "small", "--images", "64", "--json", runs=runs)
-    assert done.returncode == 0, done.stderr
-    (runs / "report.json").write_text(done.stdout)
+    base = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:  # the processes of one test run share it
+        base = base.parent
+    runs = base / "trained"
+    with FileLock(base / "trained.lock"):
+        if not (runs / "report.json").exists():
+            options = ["--model", "lenet5-classic", "--epochs", "30", "--batch-size", "32"]
+            options += ["--run", "small", "--images", "64", "--json"]
+            done = pipeline("run", *options, runs=runs)
+            assert done.returncode == 0, done.stderr
+            (runs / "report.json").write_text(done.stdout)
     return runs
 
 

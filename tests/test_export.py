@@ -10,7 +10,7 @@ from torch import Tensor, fx, nn
 
 from deploy.runner.contract import Contract
 from pipeline.errors import BadInput
-from pipeline.export import FORMATS
+from pipeline.export import EXPORTERS
 from pipeline.program import capture, plain
 
 SHAPE = (4, 7, 10)
@@ -52,7 +52,7 @@ def export(tmp_path: Path) -> Callable[[nn.Module, str], Path]:
             pipeline_version="0",
         )
         path = tmp_path / f"one.{kind}"
-        FORMATS[kind](program_of(network), contract, path, ())
+        EXPORTERS[kind](program_of(network), contract, path, ())
         return path
 
     return write

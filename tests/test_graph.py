@@ -296,7 +296,7 @@ def test_lenet5_is_as_large_as_the_lecture_says(tmp_path):
         program_sha256="",
         pipeline_version="",
     )
-    export.FORMATS["onnx"](module, contract, path, ())
+    export.EXPORTERS["onnx"](module, contract, path, ())
     graph = read_graph(path)
     assert (graph.macs, graph.parameters) == (416_520, 61_706)
     convolutions = [layer for layer in graph.layers if layer.operator == "Conv"]

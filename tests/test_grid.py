@@ -17,11 +17,13 @@ from hypothesis import strategies as st
 from torch import fx
 
 from pipeline.errors import UsageError
-from pipeline.export import FORMATS
+from pipeline.export import EXPORTERS
 from pipeline.program import aten, attribute
 from pipeline.verify.bounds import exactly
+from pipeline.verify.compiler import compiler
 from pipeline.verify.grid import (
     Outcome,
+    cells_in_c,
     core_cells,
     full_cells,
     group,
@@ -34,6 +36,7 @@ from pipeline.verify.grid.truth import Truth, judge_output
 from pipeline.verify.rounding import Exact
 
 RUNTIMES = ("reference", "onnxruntime", "litert")
+IN_C = ("c", "c portable") if compiler() else ()
 
 
 @pytest.fixture(scope="module")
@@ -41,17 +44,33 @@ def core() -> list[Outcome]:
     return run_cells(core_cells())
 
 
+@pytest.mark.slow
 def test_the_core_has_every_cell_in_every_runtime_and_nothing_is_silently_wrong(
     core: list[Outcome],
 ) -> None:
     assert len(set(core_cells())) == len(core_cells()) >= 200
-    assert {(o.cell, o.runtime) for o in core} == {(c, r) for c in core_cells() for r in RUNTIMES}
+    everywhere = {(c, r) for c in core_cells() for r in RUNTIMES}
+    assert {(o.cell, o.runtime) for o in core} == everywhere | {
+        (c, r) for c in cells_in_c() for r in IN_C
+    }
     assert [(o.runtime, o.cell.name, o.status, o.detail) for o in core if not o.ok] == []
 
 
+@pytest.mark.slow
 def test_every_operator_matches_in_each_precision_and_runtime(core: list[Outcome]) -> None:
     matches = {(o.cell.operator, o.cell.precision, o.runtime) for o in core if o.status == "match"}
-    assert len(matches) == len(OPERATORS) * 2 * len(RUNTIMES)
+    windows = 3  # convolutions and two kinds of pooling
+    assert len(matches) == len(OPERATORS) * 2 * len(RUNTIMES) + windows * 2 * len(IN_C)
+
+
+@pytest.mark.slow
+def test_c_rounds_int8_as_it_is_written_to(core: list[Outcome]) -> None:
+    assert len(cells_in_c()) >= 30 and cells_in_c() <= set(core_cells())
+    found = [o for o in core if o.runtime in IN_C]
+    assert all(o.status == "match" for o in found)
+    for o in found:
+        if o.cell.precision == "int8" and o.cell.operator == "conv":
+            assert o.detail == "exact" or "float half even" in o.detail
 
 
 def reason_to_refuse(cell: Cell, runtime: str) -> str:
@@ -81,6 +100,7 @@ def reason_to_refuse(cell: Cell, runtime: str) -> str:
     return "Inferred shape and existing shape differ in dimension" if beyond else ""
 
 
+@pytest.mark.slow
 def test_what_is_refused_is_refused_with_a_reason(core: list[Outcome]) -> None:
     for outcome in core:
         reason = reason_to_refuse(outcome.cell, outcome.runtime)
@@ -88,6 +108,7 @@ def test_what_is_refused_is_refused_with_a_reason(core: list[Outcome]) -> None:
         assert not reason or reason in outcome.detail
 
 
+@pytest.mark.slow
 def test_every_known_defect_and_refusal_is_seen_and_has_its_versions(core: list[Outcome]) -> None:
     seen = [outcome.detail for outcome in core if outcome.status == "known defect"]
     for defect in KNOWN_DEFECTS:
@@ -97,6 +118,7 @@ def test_every_known_defect_and_refusal_is_seen_and_has_its_versions(core: list[
         assert any(refusal.reason in detail for detail in refused)
 
 
+@pytest.mark.slow
 def test_int8_matches_say_how_they_are_rounded(core: list[Outcome]) -> None:
     matches = [o for o in core if o.status == "match" and o.cell.precision == "int8"]
     assert all(outcome.detail for outcome in matches)
@@ -104,6 +126,7 @@ def test_int8_matches_say_how_they_are_rounded(core: list[Outcome]) -> None:
     assert any("float half even" in detail for detail in convolutions)
 
 
+@pytest.mark.slow
 def test_outcomes_are_json(core: list[Outcome]) -> None:
     record = json.loads(json.dumps([outcome.as_json() for outcome in core], allow_nan=False))
     assert {entry["cell"] for entry in record} == {found.name for found in core_cells()}
@@ -151,7 +174,7 @@ def test_a_planted_bug_is_found_where_it_is_and_nowhere_else(
     wrong: set[int],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    export = FORMATS["onnx"]
+    export = EXPORTERS["onnx"]
 
     def planted(module: fx.GraphModule, *others: Any) -> None:
         module = copy.deepcopy(module)
@@ -160,7 +183,7 @@ def test_a_planted_bug_is_found_where_it_is_and_nowhere_else(
         module.recompile()
         export(module, *others)
 
-    monkeypatch.setitem(FORMATS, "onnx", planted)
+    monkeypatch.setitem(EXPORTERS, "onnx", planted)
     outcomes = run_cells(PLAIN, ("reference", "onnxruntime"))
     found = [(PLAIN.index(o.cell), o.runtime) for o in outcomes if o.status == "MISMATCH"]
     assert sorted(found) == [(n, r) for n in sorted(wrong) for r in ("onnxruntime", "reference")]
@@ -252,6 +275,7 @@ LAYERS = st.one_of(
 )
 
 
+@pytest.mark.slow
 @settings(max_examples=10)
 @given(LAYERS, SHAPES)
 def test_layers_that_nobody_picked(
@@ -290,6 +314,7 @@ def test_a_reproducer_runs_alone(
     assert "import pipeline" not in script.read_text()
 
 
+@pytest.mark.slow
 def test_what_is_right_needs_no_reproducer(core: list[Outcome], tmp_path: Path) -> None:
     right = [outcome for outcome in core if outcome.status == "match"]
     assert write_reproducers(right, tmp_path) == []

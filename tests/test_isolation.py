@@ -17,7 +17,7 @@ from test_layers import Exported, colours, exported_once, images
 from torch import nn
 
 from deploy.runner.backends import Session
-from pipeline.verify.judge import Judgement
+from pipeline.verify.judgement import Judgement
 from pipeline.verify.laboratory import Laboratory
 from pipeline.verify.mutants import mutants_of
 from pipeline.verify.report import artefact_record

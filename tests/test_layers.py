@@ -22,7 +22,7 @@ from deploy.runner.contract import Contract, Quantization
 from models.lenet import LeNet5Classic
 from pipeline import program
 from pipeline.errors import BadInput
-from pipeline.export import FORMATS
+from pipeline.export import EXPORTERS
 from pipeline.quantize import quantize
 from pipeline.verify.layers import IMAGE, align, read_network
 from pipeline.verify.onnx_file import OnnxFile
@@ -88,7 +88,7 @@ def export(network: nn.Module, shape: tuple[int, int, int], precision: str) -> E
     )
     contents = {}
     with tempfile.TemporaryDirectory() as folder:
-        for kind, exporter in FORMATS.items():
+        for kind, exporter in EXPORTERS.items():
             path = Path(folder) / f"net-{precision}.{kind}"
             exporter(module, contract, path, ())
             contents[kind] = path.read_bytes()

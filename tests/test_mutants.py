@@ -20,7 +20,7 @@ from deploy.runner.contract import Contract, Quantization
 from deploy.runner.quiet import quiet
 from pipeline import program
 from pipeline.errors import BadInput
-from pipeline.export import FORMATS
+from pipeline.export import EXPORTERS
 from pipeline.quantize import quantize
 from pipeline.verify.mutants import MUTATIONS, Mutant, mutants_of
 
@@ -84,7 +84,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
         module = program.plain(program.capture(network(), SHAPE).module())
         if precision == "int8":
             module = quantize(module, PIXELS)
-        for name, export in FORMATS.items():
+        for name, export in EXPORTERS.items():
             contract = contract_of(module, precision)
             export(module, contract, folder / f"{precision}.{name}", ())
     return folder

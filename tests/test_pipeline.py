@@ -26,7 +26,8 @@ def test_a_run_leaves_every_artefact_and_a_passed_verification(
 ) -> None:
     there = {path.name for path in (trained / "small").iterdir()}
     expected = {*ARTEFACTS, "model.safetensors", "run.json", "verify.json"}
-    assert there == expected | {"lenet5-classic-bundle.tar.gz"}
+    sources = {"lenet5-classic-fp32-c", "lenet5-classic-int8-c"}
+    assert there == expected | sources | {"lenet5-classic-bundle.tar.gz"}
     assert whole_run["verification"]["passed"] is True
     assert [stage["made"] for stage in whole_run["stages"]] == [True] * 5
 

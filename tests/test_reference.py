@@ -174,10 +174,11 @@ def test_q_linear_conv_is_onnx_runtimes(kinds, group):
         "x": integers(kinds[0], 3, 4, 9, 7),
         "sx": np.float32(0.5),
         "zx": np.array(3, kinds[0]),
-        "w": integers(kinds[1], 6, 4 // group, 3, 2),
+        # Halved: x86 without VNNI saturates sums of larger ones, which are no constants here.
+        "w": integers(kinds[1], 6, 4 // group, 3, 2) // np.array(2, kinds[1]),
         "sw": np.float32(2.0) ** -generator.integers(5, 9, 6).astype(np.float32),
         "zw": np.zeros(6, kinds[1]),
-        "sy": np.float32(16),
+        "sy": np.float32(8),
         "zy": np.array(-5 if kinds[0] == "int8" else 100, kinds[0]),
         "b": generator.integers(-9999, 9999, 6, np.int32),
     }

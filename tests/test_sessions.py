@@ -70,6 +70,57 @@ def small_onnx(path: Path) -> Path:
     return path
 
 
+def two_convolutions(path: Path, shared: bool) -> Path:
+    """Two int8 convolutions, all weights 127, that may share zero points."""
+    float32, array = onnx.TensorProto.FLOAT, onnx.numpy_helper.from_array
+    constants = {"half": np.float32(0.5), "coarse": np.float32(2048)}
+    constants |= {
+        "zero": np.int8(0),
+        "input_zero": np.int8(-128),
+        "all": np.full((8, 8, 1, 1), 127, "i1"),
+    }
+    constants |= {"first_zero": np.zeros(8, "i1"), "second_zero": np.zeros(8, "i1")}
+    constants |= {"scales": np.ones(8, np.float32), "all_again": constants["all"]}
+    second = "first_zero" if shared else "second_zero"
+    nodes = [
+        helper.make_node("QuantizeLinear", ["x", "half", "input_zero"], ["q"]),
+        helper.make_node("DequantizeLinear", ["q", "half", "input_zero"], ["d"]),
+        helper.make_node("DequantizeLinear", ["all", "scales", "first_zero"], ["w"], axis=0),
+        helper.make_node("Conv", ["d", "w"], ["c"]),
+        helper.make_node("QuantizeLinear", ["c", "coarse", "zero"], ["qc"]),
+        helper.make_node("DequantizeLinear", ["qc", "coarse", "zero"], ["dc"]),
+        helper.make_node("QuantizeLinear", ["y", "half", "input_zero"], ["q_again"]),
+        helper.make_node("DequantizeLinear", ["q_again", "half", "input_zero"], ["d_again"]),
+        helper.make_node("DequantizeLinear", ["all_again", "scales", second], ["v"], axis=0),
+        helper.make_node("Conv", ["d_again", "v"], ["e"]),
+        helper.make_node("QuantizeLinear", ["e", "coarse", "zero"], ["qe"]),
+        helper.make_node("DequantizeLinear", ["qe", "coarse", "zero"], ["de"]),
+    ]
+    tensors = [array(np.asarray(value), name) for name, value in constants.items()]
+    sides = [
+        [helper.make_tensor_value_info(name, float32, ["n", 8, 2, 3]) for name in names]
+        for names in (["x", "y"], ["dc", "de"])
+    ]
+    graph = helper.make_graph(nodes, "two", *sides, tensors)
+    opset = [helper.make_opsetid("", 17)]
+    onnx.save(helper.make_model(graph, opset_imports=opset, ir_version=10), path)
+    return path
+
+
+def test_int8_sums_do_not_saturate(tmp_path: Path) -> None:
+    session = open_session("onnxruntime", two_convolutions(tmp_path / "two.onnx", shared=False))
+    x = np.full((1, 8, 2, 3), 127.5, np.float32)  # 255 steps
+    exact = np.round(8 * 127 * 127.5 / 2048) * 2048
+    for found in session.run(x, x):
+        assert np.all(found == exact)
+
+
+def test_a_file_that_cannot_be_made_exact_still_opens(tmp_path: Path) -> None:
+    session = open_session("onnxruntime", two_convolutions(tmp_path / "two.onnx", shared=True))
+    zeros = np.zeros((1, 8, 2, 3), np.float32)
+    assert [found.shape for found in session.run(zeros, zeros)] == [zeros.shape] * 2
+
+
 class Small(torch.nn.Module):
     def forward(self, b: torch.Tensor, a: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return 3 * a - b, a + 0

@@ -14,11 +14,12 @@ import pytest
 
 from deploy.runner.backends import Session
 from pipeline.errors import BadInput, UsageError
-from pipeline.run_folder import RunFolder, sha256_file
+from pipeline.run_folder import RunFolder, sha256_file, sha256_files
 from pipeline.verify import laboratory, verify_run
+from pipeline.verify.compiler import compiler
 from pipeline.verify.mutants import mutants_of
 from pipeline.verify.remote import tflite_runtime_python
-from pipeline.verify.runtimes import JUDGED, VARIED, Configuration, Runtimes
+from pipeline.verify.runtimes import JUDGED, VARIED, Configuration, Runtimes, kind_of
 
 Report = dict[str, Any]
 Array = npt.NDArray[Any]
@@ -62,9 +63,11 @@ def test_every_file_of_the_run_passes_in_every_runtime(report: Report) -> None:
             *("pytorch", "onnxruntime all", "onnxruntime extended", "onnxruntime basic"),
             *("onnxruntime disabled", "litert xnnpack", "litert builtin", "litert reference"),
         }
-        other = tflite_runtime_python() is not None
+        other, c = tflite_runtime_python() is not None, compiler() is not None
         assert ("tflite-runtime xnnpack" in found) == other
-        assert report["skipped"] == ([] if other else ["tflite-runtime"])
+        assert ("c best" in found) == c
+        there = {"tflite-runtime": other, "c": c}
+        assert report["skipped"] == sorted(name for name, is_there in there.items() if not is_there)
 
 
 def test_no_element_is_outside_its_bound_or_unexplained(report: Report) -> None:
@@ -89,6 +92,10 @@ def test_the_fingerprints_are_those_that_runtimes_are_known_by(report: Report) -
     assert "double round" in builtin["conv"] and "double round" in builtin["linear"]
     shipped = artefact(report, "int8.onnx", "onnxruntime all")["fingerprints"]
     assert shipped["average pool"] == "half even"
+    if compiler() is not None:
+        generated = artefact(report, "int8-c", "c best")["fingerprints"]
+        assert generated["conv"] == generated["linear"] == "float half even"
+        assert not artefact(report, "fp32-c", "c best")["fingerprints"]
     assert not artefact(report, "fp32.onnx", "onnxruntime all")["fingerprints"]
 
 
@@ -97,11 +104,16 @@ def test_the_evidence_is_there(report: Report, trained: Path) -> None:
     assert {"torch", "onnxruntime", "ai-edge-litert", "numpy"} <= set(machine["packages"])
     assert machine["processor"] and isinstance(machine["processor_flags"], list)
     assert machine["torch_threads"] >= 1
+    entries = json.loads((trained / "small" / "run.json").read_text())["artefacts"]
     for name, digest in report["sha256"].items():
         assert len(digest) == 64
-        if name != "images":
+        if name.endswith("-c"):
+            files = entries[name]["files"]
+            assert sha256_files(trained / "small" / name, files) == digest
+        elif name != "images":
             assert sha256_file(trained / "small" / name) == digest
-    assert {name.rpartition(".")[2] for name in report["sha256"]} == {"images", "onnx", "tflite"}
+    kinds = [kind_of(name) for name in report["sha256"]]
+    assert sorted(kinds) == ["", "c", "c", "onnx", "onnx", "tflite", "tflite"]
     assert len(report["dataset_sha256"]) == 64
     assert report["cases"]["test images"] == 64 and len(report["cases"]) > 3
     assert isinstance(report["seed"], int)

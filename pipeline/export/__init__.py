@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import secrets
+import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,14 +13,17 @@ from torch import fx
 from deploy.runner.contract import PRECISIONS, Contract, Quantization
 
 from .. import __version__, program
-from ..run_folder import RunFolder
+from ..errors import BadInput, Missing, UsageError
+from ..run_folder import RunFolder, replace_folder
 from . import onnx, tflite
+from .c import Generated, digest, generate, write
 
-# A format is a function (module, contract, path, taps) that writes one file.
-FORMATS: dict[str, Callable[[fx.GraphModule, Contract, Path, tuple[str, ...]], None]] = {
+# An exporter is a function (module, contract, path, taps) that writes one file.
+EXPORTERS: dict[str, Callable[[fx.GraphModule, Contract, Path, tuple[str, ...]], None]] = {
     "onnx": onnx.export,
     "tflite": tflite.export,
 }
+FORMATS = (*EXPORTERS, "c")  # C is generated from the ONNX file
 
 
 def contract_of(run: RunFolder, module: fx.GraphModule, precision: str) -> Contract:
@@ -63,10 +68,57 @@ def export_run(
         module = program.load(run.need(source))
         contract = contract_of(run, module, precision)
         for name in formats:
+            if name not in EXPORTERS:
+                made = export_run(run, ("onnx",), (precision,)) | made
+                made |= _generated(run, precision, name)
+                continue
             filename = run.artefact(precision, name)
             made[filename] = not run.is_current(filename, config)
             if made[filename]:
                 with run.workspace() as work:
-                    FORMATS[name](module, contract, work / filename, ())
+                    EXPORTERS[name](module, contract, work / filename, ())
                     run.commit({filename: work / filename}, config, [source])
     return made
+
+
+def export_file(path: Path, folder: Path, overwrite: bool = False) -> Generated:
+    """Generate C from any ONNX file into `folder`, whole or not at all.
+
+    Raises Missing or BadInput for the file, UsageError for a folder that has something in it.
+    """
+    if not path.is_file():
+        raise Missing(f"{path}: no such file", "give an ONNX file")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        ours = (folder / "model.h").is_file() and (folder / "layers.c").is_file()
+        if not ours:
+            raise UsageError(f"{folder}: there is something else", "give a new folder with -o")
+        if not overwrite:
+            raise UsageError(f"{folder}: there is C already", "give --overwrite to replace it")
+    generated = generate(path.read_bytes(), path.name)
+    work = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        work.mkdir(parents=True)
+        write(generated, work)
+        replace_folder(work, folder)
+    except OSError as error:
+        raise BadInput(
+            f"{folder}: cannot be written ({error.strerror or error})", "give another folder"
+        ) from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return generated
+
+
+def _generated(run: RunFolder, precision: str, name: str) -> dict[str, bool]:
+    """The folder of C, generated from the run's ONNX file."""
+    source, filename = run.artefact(precision, "onnx"), run.artefact(precision, name)
+    config = {"pipeline": __version__, "generator": digest()}
+    current = run.is_current(filename, config)
+    if not current:
+        generated = generate(run.need(source).read_bytes(), source)
+        with run.workspace() as work:
+            (work / filename).mkdir()
+            write(generated, work / filename)
+            facts = {"arena": generated.arena, "peak": generated.peak, "optimum": generated.optimum}
+            run.commit({filename: work / filename}, config, [source], facts)
+    return {filename: not current}

@@ -6,6 +6,7 @@ import copy
 import logging
 import warnings
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import fx
@@ -16,6 +17,9 @@ from deploy.runner.quiet import quiet
 
 from ..errors import BadInput, first_line
 from ..program import aten, decomposed, fold
+
+if TYPE_CHECKING:
+    import onnx
 
 INPUT, OUTPUT = "image", "scores"
 
@@ -61,6 +65,7 @@ def export(
         node.doc_string = ""
     for value in (*model.graph.value_info, *model.graph.input, *model.graph.output):
         del value.metadata_props[:]
+    _unshare_zero_points(model.graph)
     del model.metadata_props[:], model.graph.metadata_props[:]
     model.metadata_props.add(key=CONTRACT_KEY, value=contract.to_json())
     model.producer_name, model.producer_version = "pipeline", contract.pipeline_version
@@ -74,6 +79,23 @@ def export(
             "in the padding does this",
         ) from error
     path.write_bytes(model.SerializeToString(deterministic=True))
+
+
+def _unshare_zero_points(graph: onnx.GraphProto) -> None:
+    """Give each dequantized constant zero points of its own: onnxruntime 1.31.1 fails to load
+    files in which several share them, where it makes int8 weights uint8 (x86 without VNNI).
+    """
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    taken: set[str] = set()
+    for node in graph.node:
+        if node.op_type != "DequantizeLinear" or node.input[0] not in constants:
+            continue
+        name = node.input[2]
+        if name in taken:
+            own = graph.initializer.add()
+            own.CopyFrom(constants[name])
+            own.name = node.input[2] = f"{node.input[0]}_zero_point"
+        taken.add(name)
 
 
 def _refuse_divisors(module: fx.GraphModule, path: Path) -> None:

@@ -25,14 +25,18 @@ from deploy.runner.scores import steps
 
 from .. import __version__, program
 from ..data import dataset_of
-from ..errors import BadInput, Missing, VerificationFailed
-from ..export import FORMATS, contract_of
+from ..errors import BadInput, Missing, UsageError, VerificationFailed
+from ..export import contract_of
 from ..run_folder import RunFolder
 from ..verify import REPORT
 
+PACKED = ("onnx", "tflite")  # what the runner runs as it is; C is compiled on the device
 GOLDEN_IMAGES = 32
 RUNNER = "runner.pyz"
 GZIP_HEADER = bytes.fromhex("1f8b08000000000002ff")  # no name, no time, no system
+C_SOURCES = """
+`make -C c/$folder` makes `classify` of the $precision model, which needs no Python.
+"""
 EPOCH = (1980, 1, 1, 0, 0, 0)  # zip's earliest date
 
 
@@ -42,21 +46,31 @@ def bundle_name(run: RunFolder) -> str:
 
 
 def package_run(
-    run: RunFolder, formats: Sequence[str] = tuple(FORMATS), precisions: Sequence[str] = PRECISIONS
+    run: RunFolder, formats: Sequence[str] = PACKED, precisions: Sequence[str] = PRECISIONS
 ) -> bool:
     """Write the run's bundle. Returns whether it was made now (else it was current).
 
-    Only what `verify` has passed is packed: raises VerificationFailed otherwise, Missing or
-    BadInput for artefacts that are not there or out of date.
+    With "c" among the formats the generated sources of the smallest precision go along, for the
+    device to compile; unless no compiler was there to verify them. Only what `verify` has passed
+    is packed: raises VerificationFailed otherwise, UsageError, Missing, or BadInput for artefacts
+    out of date.
     """
-    models = [run.artefact(precision, name) for precision in precisions for name in formats]
-    config = {"models": models, "pipeline": __version__}
+    runnable = [name for name in formats if name in PACKED]
+    if not runnable:
+        raise UsageError("a bundle of C alone is not known", f"add {' or '.join(PACKED)}")
+    models = [run.artefact(precision, name) for precision in precisions for name in runnable]
+    sources = _sources(run, precisions) if "c" in formats else []
+    config = {"models": models, "pipeline": __version__} | ({"c": sources} if sources else {})
     target = bundle_name(run)
     if run.is_current(target, config):
         return False
     report = json.loads(run.need(REPORT).read_bytes())
-    _refuse_unverified(run, report, models)
+    _refuse_unverified(run, report, [*models, *sources])
     contents = {model: run.need(model).read_bytes() for model in models}
+    for name in sources:
+        folder = run.need(name)
+        for file in run.entry(name)["files"]:
+            contents[f"c/{name}/{file}"] = (folder / file).read_bytes()
     contracts, golden = {}, {}
     images = dataset_of(run).test.images[:GOLDEN_IMAGES]
     for precision in precisions:
@@ -70,10 +84,10 @@ def package_run(
     contents |= {
         "golden.npz": _npz(images=images.numpy(), **golden),
         RUNNER: zipapp(Path(deploy.__file__).parent),
-        "README.md": _readme(run, formats, precisions),
+        "README.md": _readme(run, runnable, precisions, sources),
         "LICENSE": (distribution("pi-pipeline").read_text("licenses/LICENSE") or "").encode(),
     }
-    for runtime in _runtimes(formats):
+    for runtime in _runtimes(runnable):
         text = (Path(deploy.__file__).parent / "requirements" / f"{runtime}.txt").read_bytes()
         contents[f"requirements-{runtime}.txt"] = text
     manifest = {
@@ -90,8 +104,18 @@ def package_run(
     contents[bundle.MANIFEST] = bundle.seal(manifest)
     with run.workspace() as work:
         (work / target).write_bytes(archive(f"{run.model}-bundle", contents))
-        run.commit({target: work / target}, config, [REPORT, *models])
+        run.commit({target: work / target}, config, [REPORT, *models, *sources])
     return True
+
+
+def _sources(run: RunFolder, precisions: Sequence[str]) -> list[str]:
+    """The folder of C that was verified, or should have been."""
+    skipped = json.loads(run.need(REPORT).read_bytes())["skipped"]
+    return [] if "c" in skipped else [run.artefact(_smallest(precisions), "c")]
+
+
+def _smallest(precisions: Sequence[str]) -> str:
+    return "int8" if "int8" in precisions else precisions[0]
 
 
 def _verdict(model: str, verified: list[dict[str, Any]]) -> dict[str, Any]:
@@ -129,10 +153,12 @@ def _runtimes(formats: Sequence[str]) -> list[str]:
     return [name for name, backend in BACKENDS.items() if backend.SUFFIX[1:] in formats]
 
 
-def _readme(run: RunFolder, formats: Sequence[str], precisions: Sequence[str]) -> bytes:
+def _readme(
+    run: RunFolder, formats: Sequence[str], precisions: Sequence[str], sources: Sequence[str]
+) -> bytes:
     text = (resources("pipeline.package") / "bundle-readme.md").read_text()
     labels = ", ".join(run.training["labels"])
-    precision = "int8" if "int8" in precisions else precisions[0]
+    precision = _smallest(precisions)
     first, *others = (f"requirements-{name}.txt" for name in _runtimes(formats))
     return (
         Template(text)
@@ -142,6 +168,9 @@ def _readme(run: RunFolder, formats: Sequence[str], precisions: Sequence[str]) -
             precision=precision,
             requirements=first,
             others=", ".join(f"`{name}`" for name in others) or "(none in this bundle)",
+            c=Template(C_SOURCES).substitute(folder=sources[0], precision=precision)
+            if sources
+            else "",
         )
         .encode()
     )

@@ -27,6 +27,7 @@ from ..errors import UsageError
 from ..export import FORMATS, export_run
 from ..run_folder import RunFolder
 from .cases import cases_for
+from .compiler import Sources
 from .judge import against_bound, bounded
 from .laboratory import BATCH, Laboratory, Opened
 from .layers import IMAGE, Network
@@ -76,7 +77,7 @@ def verify_run(
     if images < 1:
         raise UsageError(f"--images {images}", "give 1 or more")
     dataset = dataset_of(run)
-    files = [run.artefact(p, f) for p in precisions for f in formats]
+    files = run_files(run, formats, precisions)
     for file in files:
         run.need(file)
     export_run(run, ("onnx",), precisions)  # the reference is read from it
@@ -98,10 +99,7 @@ def verify_run(
                 continue
             laboratory = Laboratory(
                 reference_of(run, precision, module),
-                {
-                    name: run.need(name).read_bytes()
-                    for name in (run.artefact(precision, f) for f in formats)
-                },
+                {name: content_of(run, name) for name in run_files(run, formats, [precision])},
                 precision,
                 runtimes,
                 require,
@@ -138,6 +136,18 @@ def verify_run(
         (work / REPORT).write_text(json.dumps(report, indent=1) + "\n")
         run.commit({REPORT: work / REPORT}, config, files, {"passed": report["passed"]})
     return report
+
+
+def run_files(run: RunFolder, formats: Sequence[str], precisions: Sequence[str]) -> list[str]:
+    """The names of a run's artefacts in these formats."""
+    return [run.artefact(precision, name) for precision in precisions for name in formats]
+
+
+def content_of(run: RunFolder, name: str) -> bytes | Sources:
+    """A file's content; where the artefact is a folder of C, that. Raises Missing, BadInput."""
+    path = run.need(name)
+    files = run.entry(name).get("files")
+    return path.read_bytes() if files is None else Sources(path, tuple(files))
 
 
 def reference_of(run: RunFolder, precision: str, module: fx.GraphModule) -> OnnxFile:

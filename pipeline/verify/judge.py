@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,12 +12,12 @@ import numpy.typing as npt
 
 from . import bounds
 from .bounds import Bounded, exactly, gamma
+from .judgement import Judgement, Worst
 from .layers import Layer, Network
-from .rounding import EXACT, FLOAT32, Exact, exact_of, scale_of
+from .merged import exact_of_merged
+from .rounding import FLOAT32, Exact, exact_of, scale_of
 
 Array = npt.NDArray[Any]
-
-Memo = dict[tuple[Any, ...], Bounded | Exact]
 
 # Where a converter has merged a normalisation into weights, w g / sqrt(v + e), six roundings of
 # every weight are its own and six are those of the ONNX file's weights.
@@ -26,130 +25,8 @@ MERGED_NORMALISATION = 12
 MOST = 1e9  # a difference where the bound is zero counts as so many of it: JSON has no infinity
 
 
-@dataclass(frozen=True)
-class Worst:
-    """One element: its index (image first), both values, and what it may be off by."""
-
-    position: tuple[int, ...]
-    expected: float
-    found: float
-    bound: float
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """Counts and measures over all elements that were judged; two of them add up.
-
-    fp32: `outside` its bound are failures, `unlikely` is beyond the probabilistic bound. int8:
-    `matches` counts for each scheme the elements that it reproduces, and what none but the best
-    reproduces is outside. Differences are from the exact value, in steps for int8. `problem` says
-    why there is nothing to judge.
-    """
-
-    elements: int = 0
-    equal: int = 0
-    beyond: int = 0
-    unlikely: int = 0
-    largest: float = 0.0
-    total: float = 0.0
-    fraction: float = 0.0
-    signal: float = 0.0
-    noise: float = 0.0
-    product: float = 0.0
-    power: float = 0.0
-    matches: Mapping[str, int] = field(default_factory=dict)
-    misses: Mapping[str, Worst] = field(default_factory=dict)
-    telling: int = 0
-    histogram: Mapping[int, int] = field(default_factory=dict)
-    worst: Worst | None = None
-    problem: str | None = None
-
-    def __add__(self, other: Judgement) -> Judgement:
-        """Both together; positions are as given to `judge`."""
-        if not self.elements and self.problem is None:
-            return other
-        if not other.elements and other.problem is None:
-            return self
-        worse = other if other.fraction > self.fraction else self
-        return Judgement(
-            **{
-                name: getattr(self, name) + getattr(other, name)
-                for name in (
-                    *("elements", "equal", "beyond", "unlikely", "total", "signal", "noise"),
-                    *("product", "power", "telling"),
-                )
-            },
-            largest=max(self.largest, other.largest),
-            fraction=max(self.fraction, other.fraction),
-            matches={
-                name: self.matches[name] + other.matches[name]
-                for name in self.matches
-                if name in other.matches
-            },
-            misses={**other.misses, **self.misses},
-            histogram=dict(Counter(self.histogram) + Counter(other.histogram)),
-            worst=worse.worst or self.worst or other.worst,
-            problem=self.problem or other.problem,
-        )
-
-    @property
-    def reproducing(self) -> list[str]:
-        """The schemes that reproduce every element."""
-        return [name for name, count in self.matches.items() if count == self.elements]
-
-    @property
-    def closest(self) -> str:
-        """The scheme that reproduces the most elements."""
-        return max(self.matches, key=lambda name: self.matches[name])
-
-    @property
-    def outside(self) -> int:
-        """fp32: elements outside their bound. int8: those that the closest scheme leaves over."""
-        return self.elements - self.matches[self.closest] if self.matches else self.beyond
-
-    @property
-    def first_outside(self) -> Worst | None:
-        """An element that is outside, for the report."""
-        if self.matches:
-            return self.misses.get(self.closest)
-        return self.worst if self.beyond else None
-
-    @property
-    def passed(self) -> bool:
-        """Something was judged, and nothing is outside."""
-        return self.problem is None and self.elements > 0 and self.outside == 0
-
-    @property
-    def fingerprint(self) -> str:
-        """How it rounds, in words; int8 only."""
-        if not self.matches:
-            return ""
-        if not self.reproducing:
-            return f"{self.outside} unexplained"
-        return in_words(self.reproducing, self.matches)
-
-    @property
-    def sqnr(self) -> float:
-        """Signal to difference in decibels; infinite where there is no difference."""
-        if not self.noise:
-            return float("inf")
-        return float(10 * np.log10(self.signal / self.noise)) if self.signal else -float("inf")
-
-    @property
-    def cosine(self) -> float:
-        """Of the angle between both, taken as vectors."""
-        size = np.sqrt(self.signal) * np.sqrt(self.power)
-        return float(self.product / size) if size else 1.0
-
-
-def in_words(schemes: Sequence[str], candidates: Collection[str]) -> str:
-    """Schemes that cannot be told apart. float32 arithmetic counts only where no other is left, and
-    where all of the candidates have the same result nothing was rounded.
-    """
-    named = [name for name in schemes if name != FLOAT32]
-    if set(named) == set(candidates) - {FLOAT32}:
-        return EXACT
-    return " or ".join(named or schemes) or "unexplained"
+Result = Bounded | Exact | Judgement
+Memo = dict[tuple[Any, ...], Result]
 
 
 def judge(
@@ -161,13 +38,15 @@ def judge(
     integer: bool = False,
     memo: Memo | None = None,
     apart: bool = False,
+    scheme: str = "",
 ) -> Judgement:
     """Judge `found`, N x ..., a layer's value from its inputs `given` by layer name.
 
     Both are float32, or int8 in an int8 network. `first` is the number of the first image. Where a
     runtime adds up in integers (`integer`), float32 arithmetic explains no convolution or linear
-    layer. A wrong shape or dtype, a NaN or an infinity is a `problem`. `memo` keeps exact results:
-    several runtimes give a layer the same inputs. `apart` allows int8 inputs to be a step off.
+    layer, and only the `scheme` does where one is named. A wrong shape or dtype, a NaN or an
+    infinity is a `problem`. `memo` keeps results: several runtimes give a layer the same inputs.
+    `apart` allows int8 inputs to be a step off.
     """
     images = len(next(iter(given.values())))
     expected = np.dtype(np.int8 if layer.quantization else np.float32)
@@ -178,17 +57,45 @@ def judge(
     if not images:
         return Judgement(problem="nothing to compare")
     memo = {} if memo is None else memo
-    inputs = (np.ascontiguousarray(value).data for value in given.values())
-    key = (layer.name, *(hashlib.sha1(content).digest() for content in inputs))
+    key = (layer.name, layer.kind, *(_digest(value) for value in given.values()))
     if key not in memo:
-        memo[key] = (exact_of if layer.quantization else bounded)(layer, network, given)
-    exact = memo[key]
-    if isinstance(exact, Exact):
-        if apart and layer.quantization is not None:
-            step = max(scale_of(network, name) for name in given) / layer.quantization.scale
-            exact = replace(exact, reach=exact.reach + step)
-        return against_schemes(exact, found, first, integer)
-    return against_bound(exact, found, first)
+        memo[key] = _exact(layer, network, given)
+    same = (*key, _digest(found), first, integer, apart, scheme)
+    if same not in memo:
+        memo[same] = _judged(layer, network, memo[key], found, first, integer, apart, scheme)
+    judgement = memo[same]
+    assert isinstance(judgement, Judgement)
+    return judgement
+
+
+def _digest(values: Array) -> bytes:
+    return hashlib.sha1(np.ascontiguousarray(values).data).digest()
+
+
+def _exact(layer: Layer, network: Network, given: Mapping[str, Array]) -> Bounded | Exact:
+    if not layer.quantization:
+        return bounded(layer, network, given)
+    return (exact_of_merged if layer.merged else exact_of)(layer, network, given)
+
+
+def _judged(
+    layer: Layer,
+    network: Network,
+    exact: Result,
+    found: Array,
+    first: int,
+    integer: bool,
+    apart: bool,
+    scheme: str,
+) -> Judgement:
+    if isinstance(exact, Bounded):
+        return against_bound(exact, found, first)
+    assert isinstance(exact, Exact)
+    if apart and layer.quantization is not None:
+        step = max(scale_of(network, name) for name in layer.inputs) / layer.quantization.scale
+        exact = replace(exact, reach=exact.reach + step)
+    judgement = against_schemes(exact, found, first, integer)
+    return replace(judgement, demanded=scheme) if exact.accumulator is not None else judgement
 
 
 def bounded(layer: Layer, network: Network, given: Mapping[str, Array | Bounded]) -> Bounded:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,13 +14,16 @@ import numpy.typing as npt
 from deploy.runner.backends import Session, as_input
 from deploy.runner.scores import steps
 
-from ..errors import first_line
+from ..errors import UserError, first_line
+from .c_file import CFile, configurations, opened_library
 from .cases import isolated_inputs
+from .compiler import Sources, built
 from .judge import Memo
+from .merged import head
 from .onnx_file import OnnxFile
 from .report import fingerprint
-from .runtimes import JUDGED, VARIED, Configuration, Runtimes, missing, run_all
-from .subject import LayeredFile, LayerVerdict, Subject, isolate, observe, reference_chain
+from .runtimes import JUDGED, VARIED, Configuration, Runtimes, kind_of, lacks, run_all
+from .subject import LayeredFile, Subject, isolate, judged_of, observe, reference_chain, verdicts_of
 from .tflite_file import TfliteFile
 
 Array = npt.NDArray[Any]
@@ -41,13 +45,14 @@ class Opened:
 
 class Laboratory:
     """`reference` is the ONNX file that the layers are read from, `files` the contents to judge, by
-    name. `subjects` has the verdicts, `varied` what other kernels, threads and batches change.
+    name: of generated C a library, or the sources that one is compiled from. `subjects` has the
+    verdicts, `varied` what other kernels, threads and batches change.
     """
 
     def __init__(
         self,
         reference: OnnxFile,
-        files: Mapping[str, bytes],
+        files: Mapping[str, bytes | Sources],
         precision: str,
         runtimes: Runtimes,
         require: Sequence[str] = (),
@@ -57,12 +62,13 @@ class Laboratory:
         self.reference, self.network, self.files = reference, reference.network, files
         self.precision, self.runtimes, self.require = precision, runtimes, require
         self.seed, self.on_step = seed, on_step
+        self._built: dict[str, bytes] = {}
         self.subjects: list[Subject] = []
         self.varied: list[dict[str, Any]] = []
 
     def subject(self, file: str, configuration: str, shipped: bool) -> Subject:
         """A new one, whose layers are still to be judged."""
-        layers = [LayerVerdict(layer) for layer in self.network.layers]
+        layers = verdicts_of(self.network, {})
         subject = Subject(file, self.precision, configuration, shipped, layers)
         self.subjects.append(subject)
         return subject
@@ -75,13 +81,12 @@ class Laboratory:
         """
         opened = [program] if program is not None else []
         layered: list[tuple[Subject, LayeredFile, Configuration]] = []
-        for name, content in self.files.items():
-            kind = name.rpartition(".")[2]
-            for configuration in (*JUDGED[kind], *VARIED[kind]):
-                if missing(configuration) and configuration.runtime not in self.require:
-                    continue
+        for name in self.files:
+            kind = kind_of(name)
+            for configuration in self._configurations(name):
                 subject = self.subject(name, configuration.name, configuration.shipped)
                 with _failures_of(subject):
+                    content = self._content(name)
                     file = self._layered(content, name)
                     opened.append(self._open(subject, file, content, configuration))
                     if configuration in JUDGED[kind]:
@@ -93,7 +98,33 @@ class Laboratory:
         for name in self.files:
             self._vary(name, opened, pixels)
 
+    def _configurations(self, name: str) -> list[Configuration]:
+        """Those to judge a file in: without runtimes that may be missing, and are."""
+        kind = kind_of(name)
+        known = [
+            c
+            for c in (*JUDGED[kind], *VARIED[kind])
+            if c.runtime in self.require or not lacks(c, self.files[name])
+        ]
+        if kind != "c" or not known:
+            return known
+        try:
+            return configurations(known, opened_library(self.runtimes, self._content(name)))
+        except UserError:
+            return known[:1]  # which fails, and says why
+
+    def _content(self, name: str) -> bytes:
+        content = self.files[name]
+        if isinstance(content, bytes):
+            return content
+        if name not in self._built:
+            self.on_step(f"{name}: compiling it")
+            self._built[name] = built(content)
+        return self._built[name]
+
     def _layered(self, content: bytes, name: str) -> LayeredFile:
+        if kind_of(name) == "c":
+            return CFile(content, name, opened_library(self.runtimes, content), self.network)
         if not name.endswith(OnnxFile.suffix):
             return TfliteFile(content, name, self.network.layers, self.network.image_shape)
         names = [(layer.name, layer.kind) for layer in self.network.layers]
@@ -103,11 +134,10 @@ class Laboratory:
         self, subject: Subject, file: LayeredFile, content: bytes, configuration: Configuration
     ) -> Opened:
         shipped = self.runtimes.open(configuration, content, subject.file)
-        observed = [
-            self.runtimes.open(configuration, part, f"observed{file.suffix}")
-            for part in file.observed()
-        ]
-        subject.runtime, subject.integer = shipped.runtime, configuration.integer
+        observed = file.lay_open(partial(self.runtimes.open, configuration))
+        subject.layers = verdicts_of(self.network, file.merged)
+        subject.runtime = shipped.runtime
+        subject.integer, subject.scheme = configuration.integer, configuration.scheme
 
         def laid_open(pixels: Array) -> tuple[Array, dict[str, Array]]:
             return file.split([_feed(session, file, pixels) for session in observed])
@@ -139,16 +169,16 @@ class Laboratory:
             name: value if self.network.int8 else value.value.astype(np.float32)
             for name, value in chain.items()
         }
-        for number, layer in enumerate(self.network.layers):
+        for layer in self.network.layers:
             self.on_step(f"{self.precision}: every layer alone ({layer.name})")
             given = {name: real[name] for name in layer.inputs}
             inputs, memo = isolated_inputs(layer, self.network, given, self.seed), Memo()
             for subject, file, configuration in layered:
-                if subject.error is None:
-                    with _failures_of(subject):
-                        verdict = subject.layers[number]
-                        alone = (configuration, self.runtimes, inputs, memo)
-                        isolate(verdict, self.network, file, *alone)
+                alone = (configuration, self.runtimes, inputs, memo)
+                for verdict in judged_of(subject.layers):
+                    if head(verdict.layer).name == layer.name and subject.error is None:
+                        with _failures_of(subject):
+                            isolate(verdict, self.network, file, *alone)
 
     def _finals(self, opened: list[Opened], images: Array) -> None:
         self.on_step(f"{self.precision}: final outputs of {len(images)} test images")

@@ -68,7 +68,8 @@ WHOLE = {
 class Layer:
     """`nodes` compute `value` from the values of the layers `inputs` (or IMAGE).
 
-    `shape` is without the batch. `quantization` is set where the value is int8.
+    `shape` is without the batch. `quantization` is set where the value is int8. `merged` are the
+    layers that this one is made of where a runtime computes several as one.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Layer:
     nodes: tuple[onnx.NodeProto, ...]
     shape: tuple[int, ...]
     quantization: Quantization | None
+    merged: tuple[Layer, ...] = ()
 
 
 @dataclass(frozen=True)

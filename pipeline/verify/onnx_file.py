@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -11,12 +12,14 @@ import numpy.typing as npt
 import onnx
 from google.protobuf.message import DecodeError
 
+from deploy.runner.backends import Session
 from deploy.runner.contract import Quantization
 from deploy.runner.scores import real, steps
 
 from ..errors import BadInput, first_line
 from .bounds import gamma
 from .layers import Cutter, Layer, read_network
+from .runtimes import Opener
 
 Array = npt.NDArray[Any]
 REAL, SCALE, ZERO = " real", " scale", " zero point"  # what a value's companions are named
@@ -42,6 +45,7 @@ class OnnxFile:
     """
 
     suffix = ".onnx"
+    merged: Mapping[str, Layer] = MappingProxyType({})  # every layer's value is there
 
     def __init__(self, content: bytes, name: str, names: Sequence[tuple[str, str]] = ()) -> None:
         self._model = parse(content, name)
@@ -72,6 +76,14 @@ class OnnxFile:
         """The graph's inputs that are no constants."""
         constants = {i.name for i in self._model.graph.initializer}
         return {value.name for value in self._model.graph.input} - constants
+
+    def lay_open(self, opener: Opener) -> list[Session]:
+        """See `subject.LayeredFile`."""
+        return [opener(part, f"observed{self.suffix}") for part in self.observed()]
+
+    def cut_out(self, layer: Layer, opener: Opener) -> Session:
+        """See `subject.LayeredFile`."""
+        return opener(self.slice(layer), f"slice{self.suffix}")
 
     def split(self, outputs: list[list[Array]]) -> tuple[Array, dict[str, Array]]:
         """The outputs of the observed files: the file's own, and each layer's value."""

@@ -15,8 +15,8 @@ from deploy.runner.scores import steps
 
 from ..data import Dataset
 from .evidence import machine
-from .judge import Judgement, in_words
-from .subject import LayerVerdict, Subject
+from .judgement import Judgement, in_words
+from .subject import LayerVerdict, Subject, judged_of
 
 Array = npt.NDArray[Any]
 WORST = 3  # layers that are shown first
@@ -106,14 +106,17 @@ def artefact_record(subject: Subject, finals: Finals | None = None) -> dict[str,
 
 
 def _layer(verdict: LayerVerdict) -> dict[str, Any]:
+    hidden = verdict.together is not None
     return {
         "layer": verdict.layer.name,
         "kind": verdict.layer.kind,
         "passed": verdict.passed,
         "fingerprint": fingerprint(verdict),
+        # Without a value of its own a layer has no judgement, but passes or fails with another.
+        "with": verdict.together.layer.name if verdict.together else None,
         "isolated": judgement_record(verdict.isolated),
-        "in_place": judgement_record(verdict.in_place),
-        "accumulated": judgement_record(verdict.accumulated),
+        "in_place": judgement_record(None if hidden else verdict.in_place),
+        "accumulated": judgement_record(None if hidden else verdict.accumulated),
     }
 
 
@@ -214,7 +217,7 @@ def worst_of(subjects: Sequence[Subject]) -> list[dict[str, Any]]:
     """
     entries: list[tuple[Any, dict[str, Any]]] = []
     for subject in subjects:
-        for verdict in subject.layers if subject.error is None else ():
+        for verdict in judged_of(subject.layers) if subject.error is None else ():
             for name, judgement in (("alone", verdict.isolated), ("in place", verdict.in_place)):
                 if judgement is None or (judgement.matches and judgement.passed):
                     continue  # an int8 layer is explained or not: none is nearer to failing

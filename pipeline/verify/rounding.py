@@ -198,7 +198,8 @@ class Exact:
     `real` is the exact result in steps, without the zero point; `reach` how far float32 arithmetic
     may take it; `accumulator` the exact sum, where the layer has one; `count` how many integers
     are averaged, and `ratio` their scale by that of the mean. `low` and `high` clamp, zero point
-    included.
+    included. Where layers are computed as one and only some of the accumulator's integers go on,
+    `pick` says which; `real` and `reach` are picked already.
     """
 
     real: Array
@@ -211,6 +212,7 @@ class Exact:
     count: int | None = None
     ratio: float = 1.0
     depthwise: bool = False
+    pick: Callable[[Array], Array] | None = None
 
     def schemes(self) -> dict[str, Array]:
         """What each named scheme makes of it, clamped, zero point included."""
@@ -229,7 +231,10 @@ class Exact:
                 total = np.rint(self.real * self.count / self.ratio)
                 found[INTEGER_MEAN] = integer_mean(total, self.count, self.ratio)
             found = {name: values + self.zero_point for name, values in found.items()}
-        return {name: self.clamp(values) for name, values in found.items()}
+        found = {name: self.clamp(values) for name, values in found.items()}
+        if self.pick is not None:
+            found = {name: self.pick(values) for name, values in found.items()}
+        return found
 
     def clamp(self, integers: Array) -> Array:
         """Into the range of the output."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -13,18 +14,23 @@ import numpy as np
 import numpy.typing as npt
 
 from deploy.runner.backends import Session, open_session
+from deploy.runner.backends.c import SETS
 
 from ..errors import Missing
+from .compiler import Sources, compiler
 from .remote import Worker, runner_command, tflite_runtime_python
 
 Array = npt.NDArray[Any]
+
+FLOAT_HALF_EVEN = "float half even"  # how C rounds, see `rounding.REQUANTIZATIONS`
 
 
 @dataclass(frozen=True)
 class Configuration:
     """One way to run a file. `kernels` are the runner's names. `batch` images go through at once,
     0 for as many as there are. `shipped` is whether the runner on the device does it so;
-    `integer` whether convolutions and linear layers of an int8 file are added up in integers.
+    `integer` whether convolutions and linear layers of an int8 file are added up in integers, and
+    `scheme` the one way in which these sums must then be rounded.
     """
 
     runtime: str
@@ -33,6 +39,7 @@ class Configuration:
     batch: int = 0
     shipped: bool = False
     integer: bool = False
+    scheme: str = ""
 
     @property
     def name(self) -> str:
@@ -55,6 +62,11 @@ JUDGED: dict[str, tuple[Configuration, ...]] = {
         Configuration("litert", "reference", integer=True),
         Configuration("tflite-runtime", "xnnpack", shipped=True, integer=True),
     ),
+    # Instructions that this processor lacks are left out, and those that are the best ones.
+    "c": (
+        Configuration("c", "best", shipped=True, integer=True, scheme=FLOAT_HALF_EVEN),
+        *(Configuration("c", s, integer=True, scheme=FLOAT_HALF_EVEN) for s in SETS),
+    ),
 }
 # In these, layers are judged in place only.
 VARIED: dict[str, tuple[Configuration, ...]] = {
@@ -63,10 +75,12 @@ VARIED: dict[str, tuple[Configuration, ...]] = {
         Configuration("onnxruntime", "all", batch=1, integer=True),
     ),
     "tflite": (Configuration("litert", "xnnpack", threads=2, integer=True),),
+    "c": (),
 }
 # An environment of its own, which need not be there: see `--require`.
 ELSEWHERE = {"tflite-runtime"}
-RUNTIMES = ("onnxruntime", "litert", "tflite-runtime")
+
+Opener = Callable[[bytes, str], Session]
 
 
 class Runtimes:
@@ -75,6 +89,7 @@ class Runtimes:
     def __init__(self) -> None:
         self._stack = contextlib.ExitStack()
         self._workers: dict[str, Worker] = {}
+        self._opened = 0
 
     def __enter__(self) -> Runtimes:
         self._folder = Path(self._stack.enter_context(tempfile.TemporaryDirectory()))
@@ -90,7 +105,9 @@ class Runtimes:
 
     def open(self, configuration: Configuration, content: bytes, name: str) -> Session:
         """Open a file's content; the suffix of `name` says what it is. Raises Missing, BadInput."""
-        path = self._folder / f"model{Path(name).suffix}"  # never a path of the user's
+        # Never a path of the user's; and a library that is loaded once is found by its path again.
+        self._opened += 1
+        path = self._folder / f"model-{self._opened}{Path(name).suffix}"
         path.write_bytes(content)
         try:
             if configuration.runtime not in ELSEWHERE:
@@ -112,8 +129,24 @@ class Runtimes:
         return self._workers[runtime]
 
 
+def kind_of(name: str) -> str:
+    """Which of the tables a file of this name is looked up in; "" for none."""
+    if name.endswith(("-c", ".so")):
+        return "c"
+    suffix = Path(name).suffix[1:]
+    return suffix if suffix in JUDGED else ""
+
+
+def lacks(configuration: Configuration, content: bytes | Sources) -> bool:
+    """Whether what runs this content is not there; a library needs no compiler."""
+    library = configuration.runtime == "c" and isinstance(content, bytes)
+    return missing(configuration) and not library
+
+
 def missing(configuration: Configuration) -> bool:
-    """Whether a runtime that may be missing is."""
+    """Whether a runtime that may be missing is: for C, a compiler."""
+    if configuration.runtime == "c":
+        return compiler() is None
     return configuration.runtime in ELSEWHERE and tflite_runtime_python() is None
 
 

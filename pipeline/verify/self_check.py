@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -29,13 +29,25 @@ from ..data import dataset_of
 from ..errors import UsageError, first_line
 from ..export import FORMATS, export_run
 from ..run_folder import RunFolder
-from . import reference_of
+from . import content_of, reference_of
+from .c_file import CFile, opened_library
 from .cases import cases_for, isolated_inputs
+from .compiler import Sources, built
 from .layers import IMAGE, Network
+from .merged import head
 from .mutants import Mutant, mutants_of
+from .mutants.c import OPTIONS, mutants_of_c
 from .onnx_file import OnnxFile
 from .runtimes import JUDGED, Runtimes, run_all
-from .subject import LayeredFile, LayerVerdict, Subject, isolate, observe, reference_chain
+from .subject import (
+    LayeredFile,
+    Subject,
+    isolate,
+    judged_of,
+    observe,
+    reference_chain,
+    verdicts_of,
+)
 from .tflite_file import TfliteFile
 
 Array = npt.NDArray[Any]
@@ -77,17 +89,17 @@ def self_check(
                 file = _File(run, precision, kind, reference, runtimes)
                 on_step(file.name)
                 alarms += file.alarms()
-                files.append({"file": file.name, "rows": _rows(run, file, on_step)})
+                files.append({"file": file.name, "rows": _rows(file, on_step)})
     rows = [row for entry in files for row in entry["rows"]]
     total = {count: sum(row[count] for row in rows) for count in COUNTS}
     passed = not alarms and 0 < total["changed"] == total["killed_changed"]
     return {"passed": passed, "false_alarms": alarms, "files": files, "total": total}
 
 
-def _rows(run: RunFolder, file: _File, on_step: Callable[[str], None]) -> list[dict[str, Any]]:
+def _rows(file: _File, on_step: Callable[[str], None]) -> list[dict[str, Any]]:
     """One for each mutation that is possible in the file."""
     rows: dict[str, dict[str, Any]] = {}
-    for mutant in mutants_of(run.need(file.name)):
+    for mutant in file.mutants():
         on_step(f"{file.name} {mutant.name} {mutant.layer}")
         new = {"mutation": mutant.name, **dict.fromkeys(COUNTS, 0), "missed": []}
         row = rows.setdefault(mutant.name, new)
@@ -143,19 +155,37 @@ class _File:
         self.name, self.precision = run.artefact(precision, kind), precision
         self.reference, self.network, self.runtimes = reference, reference.network, runtimes
         self.configuration = JUDGED[kind][0]
-        self.content = run.need(self.name).read_bytes()
-        self.layered: OnnxFile | TfliteFile = (
-            reference.onnx
-            if kind == "onnx"
-            else TfliteFile(self.content, self.name, self.network.layers, self.network.image_shape)
-        )
+        content = content_of(run, self.name)
+        self.mutants = partial(mutants_of, run.need(self.name))
+        if isinstance(content, Sources):
+            onnx = run.need(run.artefact(precision, "onnx"))
+            self.mutants = partial(mutants_of_c, content, onnx)
+            content = built(content, OPTIONS)
+        self.content = content
+        self.layered = self._layered(kind)
         session = self._open(self.content, self.name)
         self.quantization = session.outputs[0].quantization
         self.whole = self._feed(session)[0]
 
+    def _layered(self, kind: str) -> OnnxFile | TfliteFile | CFile:
+        if kind == "onnx":
+            return self.reference.onnx
+        if kind == "c":
+            library = opened_library(self.runtimes, self.content)
+            return CFile(self.content, self.name, library, self.network)
+        layers, shape = self.network.layers, self.network.image_shape
+        return TfliteFile(self.content, self.name, layers, shape)
+
+    def _changed(self, content: bytes) -> LayeredFile:
+        """Another file in which the same values have the same names."""
+        if isinstance(self.layered, CFile):
+            library = opened_library(self.runtimes, content)
+            return CFile(content, self.name, library, self.network)
+        return self.layered.changed(content)
+
     def alarms(self) -> list[str]:
         """Why the unmutated file does not pass; nothing if it does."""
-        same = self.layered.changed(self.content)  # the way that its mutants go
+        same = self._changed(self.content)  # the way that its mutants go
         subject = self._verdict(same, self.whole)
         if subject.passed:
             return []
@@ -166,7 +196,7 @@ class _File:
         """Which COUNTS a mutant adds to."""
         try:
             whole = self._feed(self._open(mutant.content, self.name))[0]
-            layered = self.layered.changed(mutant.content)
+            layered = self._changed(mutant.content)
         except Exception:  # no output at all: whoever looks at it sees that
             return {*COUNTS} - {"equivalent"}
         changed = not np.array_equal(whole, self.whole)
@@ -184,9 +214,10 @@ class _File:
 
     def _verdict(self, layered: LayeredFile, whole: Array) -> Subject:
         """As verification judges it, but it ends where the first layer fails."""
-        verdicts = [LayerVerdict(layer) for layer in self.network.layers]
+        verdicts = verdicts_of(self.network, layered.merged)
         subject = Subject(self.name, self.precision, self.configuration.name, True, verdicts)
         subject.integer = self.configuration.integer
+        subject.scheme = self.configuration.scheme
         try:
             final, found = self._inside(layered)
             for number, chain in enumerate(self.reference.chains):
@@ -198,8 +229,8 @@ class _File:
                 )
                 if not subject.passed:
                     return subject
-            for verdict in verdicts:
-                inputs = self.reference.alone[verdict.layer.name]
+            for verdict in judged_of(verdicts):
+                inputs = self.reference.alone[head(verdict.layer).name]
                 isolate(verdict, self.network, layered, self.configuration, self.runtimes, inputs)
                 if not verdict.passed:
                     return subject
@@ -215,9 +246,13 @@ class _File:
         """Whether no layer computes anything else, in place or alone."""
         values, alone = self._values
         found = self._inside(layered)[1]
-        return all(np.array_equal(found[name], value) for name, value in values.items()) and all(
-            np.array_equal(value, right)
-            for value, right in zip(self._alone(layered), alone, strict=True)
+        return (
+            found.keys() == values.keys()
+            and all(np.array_equal(found[name], value) for name, value in values.items())
+            and all(
+                np.array_equal(value, right)
+                for value, right in zip(self._alone(layered), alone, strict=True)
+            )
         )
 
     @cached_property
@@ -226,14 +261,14 @@ class _File:
 
     def _inside(self, layered: LayeredFile) -> tuple[Array, dict[str, Array]]:
         """The output with all layers observed, and each layer's value."""
-        parts = layered.observed()
-        return layered.split([self._feed(self._open(part, self.name)) for part in parts])
+        return layered.split([self._feed(session) for session in layered.lay_open(self._open)])
 
     def _alone(self, layered: LayeredFile) -> Iterator[Array]:
         """What each layer makes of the inputs it is judged by alone."""
-        for layer in self.network.layers:
-            inputs = self.reference.alone[layer.name]
-            session = self._open(layered.slice(layer), self.name)
+        for verdict in judged_of(verdicts_of(self.network, layered.merged)):
+            layer = verdict.layer
+            inputs = self.reference.alone[head(layer).name]
+            session = layered.cut_out(layer, self._open)
             values = tuple(layered.given(name, inputs[name]) for name in layer.inputs)
             yield run_all(session, values, self.configuration.batch)[0]
 

@@ -6,6 +6,8 @@ import math
 from typing import Any
 
 from ..console import say, table
+from .compiler import MEND
+from .runtimes import kind_of
 
 Record = dict[str, Any]
 
@@ -35,7 +37,8 @@ def show_verification(report: Record) -> None:
     for runtime in report["absent"]:
         say(f"{runtime}: required, but no file ran in it")
     for runtime in report["skipped"]:
-        say(f"{runtime}: not there, skipped (run 'make install'; --require makes it a failure)")
+        mend = MEND if runtime == "c" else "run 'make install'"
+        say(f"{runtime}: not there, skipped ({mend}; --require makes it a failure)")
     what = "every file computes what its program does"
     if "reference" in report:
         what = f"the files compute the same as {report['reference']}"
@@ -60,6 +63,8 @@ def _show_bounds(file: str, artefacts: list[Record]) -> None:
     """fp32: the largest error as a part of its bound, in place or alone."""
 
     def cell(layer: Record) -> str:
+        if layer["with"]:
+            return f"with {layer['with']}" if layer["passed"] else f"FAILED with {layer['with']}"
         judgements = [j for j in (layer["isolated"], layer["in_place"]) if j is not None]
         if any(j["problem"] for j in judgements):
             return "FAILED"
@@ -169,9 +174,11 @@ def _show_failure(artefact: Record, run: str | None) -> None:
         if layer[key] is not None and not layer[key]["passed"]
     )
     say(f"{name}: the first layer that is wrong is {layer['layer']} ({layer['kind']}), {fed}")
+    if hidden := [e["layer"] for e in artefact["layers"] if e["with"] == layer["layer"]]:
+        say(f"  {' and '.join((*hidden, layer['layer']))} are computed and judged as one")
     _show_outside(judgement)
-    kind = artefact["file"].rpartition(".")[2]
-    kind = f" --format {kind}" if kind != "pt2" else ""
+    kind = kind_of(artefact["file"])
+    kind = f" --format {kind}" if kind else ""
     again = f"pipeline verify --run {run}{kind} --precision {artefact['precision']}"
     if artefact["configuration"] in ("reference", "pytorch"):
         say("  the ONNX file, which is the reference, and the program differ: 'pipeline export'")

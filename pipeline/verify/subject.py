@@ -4,37 +4,41 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from deploy.runner.backends import as_input
+from deploy.runner.backends import Session, as_input
 
 from ..errors import UserError, first_line
 from .bounds import Bounded, exactly
-from .judge import Judgement, Memo, against_bound, bounded, judge, measured
+from .judge import Memo, against_bound, bounded, judge, measured
+from .judgement import Judgement
 from .layers import IMAGE, Layer, Network
 from .onnx_file import as_integers
 from .rounding import exact_of
-from .runtimes import Configuration, Runtimes, run_all
+from .runtimes import Configuration, Opener, Runtimes, run_all
 
 Array = npt.NDArray[Any]
 
 
 class LayeredFile(Protocol):
-    """An `OnnxFile` or a `TfliteFile`."""
+    """An `OnnxFile`, a `TfliteFile` or a `CFile`."""
 
-    suffix: str
+    @property
+    def merged(self) -> Mapping[str, Layer]:
+        """Layers that hold others whose value the file never has, by the name of the last."""
 
-    def observed(self) -> list[bytes]:
-        """Files that have every layer's value as an output; the first has all and its own."""
+    def lay_open(self, opener: Opener) -> list[Session]:
+        """Sessions with every layer's value as an output; the first has all and the file's own."""
 
     def split(self, outputs: list[list[Array]]) -> tuple[Array, dict[str, Array]]:
-        """The outputs of these files: the file's own, and each layer's value as the program's."""
+        """Their outputs: the file's own, and each layer's value as the program's."""
 
-    def slice(self, layer: Layer) -> bytes:
-        """One layer as a file of its own; its inputs are the values of `layer.inputs`."""
+    def cut_out(self, layer: Layer, opener: Opener) -> Session:
+        """One layer alone; its inputs are the values of `layer.inputs`."""
 
     def given(self, name: str, values: Array) -> Array:
         """A layer's value, laid out as the slice after it takes it."""
@@ -50,24 +54,31 @@ class LayeredFile(Protocol):
 class LayerVerdict:
     """One layer in one runtime: alone, fed the reference's and made values; in place, judged by
     what it was really fed; and `accumulated`, how far it is from the reference's own chain.
+
+    A layer whose value is nowhere has none of these: it is judged `together` with a later one,
+    whose `layer` then is both.
     """
 
     layer: Layer
     isolated: Judgement | None = None
     in_place: Judgement = field(default_factory=Judgement)
     accumulated: Judgement = field(default_factory=Judgement)
+    together: LayerVerdict | None = None
 
     @property
     def passed(self) -> bool:
         """In place and, where it was looked at alone, alone."""
+        if self.together is not None:
+            return self.together.passed
         return self.in_place.passed and (self.isolated is None or self.isolated.passed)
 
 
 @dataclass
 class Subject:
     """`file` names it in reports. `integer` is whether the runtime adds up int8 layers in
-    integers, so that a named scheme must reproduce them. `observer` counts the final outputs that
-    differ when layers are observed; `error` says why there is nothing to judge.
+    integers, so that a named scheme must reproduce them, and only `scheme` may where it is one.
+    `observer` counts the final outputs that differ when layers are observed; `error` says why there
+    is nothing to judge.
     """
 
     file: str
@@ -76,6 +87,7 @@ class Subject:
     shipped: bool
     layers: list[LayerVerdict]
     integer: bool = False
+    scheme: str = ""
     runtime: str = ""
     error: str | None = None
     observed: int = 0
@@ -98,7 +110,21 @@ class Subject:
     @property
     def first_broken(self) -> LayerVerdict | None:
         """The first layer that is wrong by itself; where none was looked at alone, in place."""
-        return next((layer for layer in self.layers if not layer.passed), None)
+        return next((layer for layer in judged_of(self.layers) if not layer.passed), None)
+
+
+def verdicts_of(network: Network, merged: Mapping[str, Layer]) -> list[LayerVerdict]:
+    """One for each layer, still to be reached; `merged` as `LayeredFile` has them."""
+    found = {layer.name: LayerVerdict(merged.get(layer.name, layer)) for layer in network.layers}
+    for name, layer in merged.items():
+        for part in layer.merged[:-1]:
+            found[part.name].together = found[name]
+    return list(found.values())
+
+
+def judged_of(verdicts: Sequence[LayerVerdict]) -> list[LayerVerdict]:
+    """Without those that are judged together with a later one."""
+    return [verdict for verdict in verdicts if verdict.together is None]
 
 
 def reference_chain(network: Network, pixels: Array) -> dict[str, Any]:
@@ -139,14 +165,15 @@ def observe(
     values = {IMAGE: as_input(pixels, np.dtype(np.int8 if network.int8 else np.float32))} | dict(
         found
     )
-    for verdict in subject.layers:
+    for verdict in judged_of(subject.layers):
         layer = verdict.layer
         value = values[layer.name]
         given = {name: values[name] for name in layer.inputs}
         # ONNX Runtime's values are from files that end after each (see `OnnxFile`). Where branches
         # meet, it may have merged otherwise inside, and one of them be a step off what is known.
         apart = subject.configuration.startswith("onnxruntime") and len(given) > 1
-        judgement = judge(layer, network, given, value, first, subject.integer, memo, apart)
+        rules = (subject.integer, memo, apart, subject.scheme)
+        judgement = judge(layer, network, given, value, first, *rules)
         verdict.in_place += judgement
         if judgement.problem is None:
             verdict.accumulated += _accumulated(chain[layer.name], value, first)
@@ -155,7 +182,8 @@ def observe(
             raise ValueError(f"{layer.name}: {judgement.problem}")
     own = as_value(layer, whole)
     if not np.array_equal(own, value):
-        judgement = judge(layer, network, given, own, first, subject.integer, memo)
+        rules = (subject.integer, memo, False, subject.scheme)
+        judgement = judge(layer, network, given, own, first, *rules)
         if judgement.problem is None and not network.int8:
             judgement = against_bound(chain[layer.name], own, first)
         subject.output += judgement
@@ -192,13 +220,14 @@ def isolate(
     """Judge one layer alone, cut out of its file and fed `inputs`."""
     layer = verdict.layer
     try:
-        session = runtimes.open(configuration, file.slice(layer), f"slice{file.suffix}")
+        session = file.cut_out(layer, partial(runtimes.open, configuration))
         values = tuple(file.given(name, inputs[name]) for name in layer.inputs)
         found = file.canonical(layer.name, run_all(session, values, configuration.batch)[0])
     except UserError as error:
         verdict.isolated = Judgement(problem=first_line(error))
         return
-    verdict.isolated = judge(layer, network, inputs, found, 0, configuration.integer, memo)
+    rules = (configuration.integer, memo, False, configuration.scheme)
+    verdict.isolated = judge(layer, network, inputs, found, 0, *rules)
 
 
 def integers(network: Network, values: Mapping[str, Array]) -> dict[str, Array]:

@@ -8,16 +8,19 @@ the operators that made it, never from comparing numbers.
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from deploy.runner.backends import Session
 from deploy.runner.quiet import quiet
 
 from ..errors import BadInput, first_line
 from .layers import IMAGE, Layer, align
+from .runtimes import Opener
 
 Array = npt.NDArray[Any]
 Order = tuple[int, ...]  # for each axis of a tensor, the axis of the program's value that it is
@@ -61,6 +64,7 @@ class TfliteFile:
     """
 
     suffix = ".tflite"
+    merged: Mapping[str, Layer] = MappingProxyType({})  # every layer's value is there
 
     def __init__(
         self, content: bytes, name: str, layers: Sequence[Layer], image_shape: tuple[int, ...]
@@ -135,6 +139,14 @@ class TfliteFile:
     def _observed(self) -> list[int]:
         layers = [tensor for name, tensor in self._tensors.items() if name != IMAGE]
         return list(dict.fromkeys([int(self._graph.outputs[0]), *layers]))
+
+    def lay_open(self, opener: Opener) -> list[Session]:
+        """See `subject.LayeredFile`."""
+        return [opener(part, f"observed{self.suffix}") for part in self.observed()]
+
+    def cut_out(self, layer: Layer, opener: Opener) -> Session:
+        """See `subject.LayeredFile`."""
+        return opener(self.slice(layer), f"slice{self.suffix}")
 
     def split(self, outputs: list[list[Array]]) -> tuple[Array, dict[str, Array]]:
         """The outputs of the observed file: its own, and each layer's value as the program's."""

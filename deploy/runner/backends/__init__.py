@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from ..contract import Contract
 from ..errors import BadInput, Missing, UsageError, UserError, first_line
-from . import litert, onnxruntime, tflite_runtime
+from . import c, litert, onnxruntime, tflite_runtime
 from .session import Session, TensorInfo
 
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 BACKENDS: dict[str, ModuleType] = {
+    "c": c,
     "litert": litert,
     "tflite-runtime": tflite_runtime,
     "onnxruntime": onnxruntime,
@@ -128,8 +129,8 @@ def open_with(runtime: str, path: Path, threads: int = 1, kernels: str | None = 
 def open_first(models: dict[str, Path], threads: int = 1) -> Model:
     """Open the first runtime of the ladder that works here.
 
-    `models` maps a suffix (".tflite", ".onnx") to the file. Raises Missing with the reason of each
-    runtime that was tried when none works.
+    `models` maps a suffix (".so", ".tflite", ".onnx") to the file. Raises Missing with the reason
+    of each runtime that was tried when none works.
     """
     reasons = []
     for name, backend in BACKENDS.items():

@@ -16,6 +16,7 @@ SUFFIX = ".onnx"
 PIP = "onnxruntime"
 MODULE = "onnxruntime"
 CONTRACT_KEY = "contract"
+EXACT_INT8 = "session.x64quantprecision"
 
 # How far the graph is rewritten; "disabled" runs it node by node as it is in the file.
 LEVELS = {
@@ -67,17 +68,28 @@ def open_session(path: Path, threads: int, kernels: str) -> OnnxSession:
     """Build a session for `path`; see `backends.open_session` for what can go wrong."""
     import onnxruntime
 
+    try:
+        session = _built(path, threads, kernels, exact=True)
+    except Exception:  # its own exception types share no base but Exception
+        try:
+            session = _built(path, threads, kernels, exact=False)
+        except Exception as error:
+            raise BadInput(f"{path}: onnxruntime cannot load it ({first_line(error)})") from error
+    return OnnxSession(path, session, f"onnxruntime {onnxruntime.__version__}")
+
+
+def _built(path: Path, threads: int, kernels: str, exact: bool) -> Any:
+    """`exact`: int8 sums do not saturate at 16 bits on x86 without VNNI. Version 1.31.1 then
+    refuses files in which several weights share the tensor of their zero points.
+    """
+    import onnxruntime
+
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
-    options.log_severity_level = 3
+    options.log_severity_level = 4 if exact else 3
     options.graph_optimization_level = getattr(onnxruntime.GraphOptimizationLevel, LEVELS[kernels])
-    try:
-        session = onnxruntime.InferenceSession(
-            str(path), options, providers=["CPUExecutionProvider"]
-        )
-    except Exception as error:  # its own exception types share no base but Exception
-        raise BadInput(f"{path}: onnxruntime cannot load it ({first_line(error)})") from error
-    return OnnxSession(path, session, f"onnxruntime {onnxruntime.__version__}")
+    options.add_session_config_entry(EXACT_INT8, "1" if exact else "0")
+    return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
 
 
 def _tensor_info(path: Path, node: Any) -> TensorInfo:

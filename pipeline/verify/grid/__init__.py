@@ -10,12 +10,14 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import numpy.typing as npt
 
 from ...errors import UserError, unknown
+from ..compiler import compiler
 from ..rounding import FLOAT32
 from .cells import Cell, core_cells, full_cells
 from .defects import REFUSALS, known_defect, known_refusal
@@ -28,6 +30,7 @@ __all__ = [
     "RUNTIMES",
     "Cell",
     "Outcome",
+    "cells_in_c",
     "core_cells",
     "full_cells",
     "run_cells",
@@ -39,14 +42,19 @@ Array = npt.NDArray[Any]
 
 RUNTIMES = tuple(KINDS)
 GROUP = 100  # cells in one file
+IN_C = 5  # compiling takes a quarter of a second a cell: so every fifth of the core's windows
 
 
 def run_cells(
     cells: Iterable[Cell],
-    runtimes: Sequence[str] = RUNTIMES,
+    runtimes: Sequence[str] | None = None,
     on_step: Callable[[str], None] = lambda _: None,
 ) -> list[Outcome]:
-    """Each cell in each runtime; cells that may share a file come together. Raises UsageError."""
+    """Each cell in each runtime, in C where it is one of `cells_in_c`; cells that may share a file
+    come together. Without a choice those runtimes that are there. Raises UsageError.
+    """
+    if runtimes is None:
+        runtimes = [name for name in RUNTIMES if KINDS[name] != "c" or compiler() is not None]
     for runtime in runtimes:
         if runtime not in KINDS:
             raise unknown("runtime", runtime, KINDS)
@@ -55,6 +63,18 @@ def run_cells(
         on_step(f"one-layer models ({group[0].name} and {len(group) - 1} more)")
         outcomes += [_unexcused(outcome) for outcome in _outcomes(group, runtimes)]
     return outcomes
+
+
+@cache
+def cells_in_c() -> frozenset[Cell]:
+    """Convolutions and poolings of the core that nothing refuses on the way to C."""
+    windows = [
+        cell
+        for cell in core_cells()
+        if cell.operator in ("conv", "max-pool", "avg-pool")
+        and not any(refusal.applies(cell) for refusal in REFUSALS)
+    ]
+    return frozenset(windows[::IN_C])
 
 
 def _unexcused(outcome: Outcome) -> Outcome:
@@ -85,14 +105,16 @@ def _outcomes(cells: Sequence[Cell], runtimes: Sequence[str]) -> list[Outcome]:
         group = group_of(cells)
     except UserError as error:
         if len(cells) == 1:
-            return [Outcome(cells[0], name, REFUSED, error.message, 0.0) for name in runtimes]
+            names = [name for name in runtimes if KINDS[name] != "c"]
+            return [Outcome(cells[0], name, REFUSED, error.message, 0.0) for name in names]
         half = len(cells) // 2
         return _outcomes(cells[:half], runtimes) + _outcomes(cells[half:], runtimes)
     outcomes = []
     for kind in dict.fromkeys(KINDS[runtime] for runtime in runtimes):
         readers = [runtime for runtime in runtimes if KINDS[runtime] == kind]
-        alone = [n for n, cell in enumerate(cells) if _goes_alone(cell, kind)]
-        together = [n for n in range(len(cells)) if n not in alone]
+        here = [n for n, cell in enumerate(cells) if kind != "c" or cell in cells_in_c()]
+        alone = [n for n in here if _goes_alone(cells[n], kind)]
+        together = [n for n in here if n not in alone]
         for numbers in filter(None, (together, *([n] for n in alone))):
             outcomes += _exported(group, numbers, kind, readers)
     return outcomes

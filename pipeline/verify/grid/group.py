@@ -18,16 +18,23 @@ from deploy.runner.contract import Contract
 
 from ... import __version__
 from ...errors import BadInput, UserError, first_line
-from ...export import FORMATS
+from ...export import EXPORTERS
+from ...export.c import generate, write
 from ...program import capture, plain
 from ...reference import execute
+from ..compiler import LIBRARY, Sources, built
 from .cells import Cell, module_of, outputs_of
 from .truth import INPUT, Truth, float_truths, inputs_for, int8_truth, random_pixels
 
 Array = npt.NDArray[Any]
 
+OPTIONS = ("CFLAGS=-O1",)  # of a compiler, for a few images
 REFERENCE = "reference"
-KINDS = {REFERENCE: "onnx", "onnxruntime": "onnx", "litert": "tflite"}  # of files, by runtime
+# Of files, by runtime. C runs by the best instructions that there are, and by none in particular.
+KINDS = {
+    **{REFERENCE: "onnx", "onnxruntime": "onnx", "litert": "tflite"},
+    **{"c": "c", "c portable": "c"},
+}
 
 
 class Branches(nn.Module):
@@ -112,14 +119,28 @@ def export_cells(
         program_sha256="",
         pipeline_version=__version__,
     )
-    path = folder / f"grid.{kind}"
+    path = folder / f"grid.{'onnx' if kind == 'c' else kind}"
     counts = [outputs_of(group.cells[number]) for number in numbers]
     taps = tuple(str(tap) for tap in range(1, sum(counts)))
-    FORMATS[kind](group.program_of(numbers), contract, path, taps)
+    EXPORTERS[path.suffix[1:]](group.program_of(numbers), contract, path, taps)
+    if kind == "c":
+        path = _compiled(path)
     if kind != "onnx":
         return [(path, list(numbers))]
     parts = _branches_of(path, counts)
     return [(part, [number]) for part, number in zip(parts, numbers, strict=True)]
+
+
+def _compiled(path: Path) -> Path:
+    """The library of the C that is generated from an ONNX file, beside it."""
+    import onnx
+
+    model = onnx.load(path)
+    del model.metadata_props[:]  # the contract, of a network that classifies, which no layer does
+    write(generate(model.SerializeToString(), path.name), path.parent)
+    library = path.with_name(LIBRARY)
+    library.write_bytes(built(Sources.of(path.parent), OPTIONS))
+    return library
 
 
 def _branches_of(path: Path, counts: Sequence[int]) -> list[Path]:
@@ -148,7 +169,8 @@ def found_by(path: Path, runtime: str, values: Array) -> list[Array]:
         pixels = (values.astype(np.float32) + 128) / np.float32(255)
     if runtime == REFERENCE:
         return _reference(path, pixels)
-    session = open_session(runtime, path, threads=1)
+    name, _, kernels = runtime.partition(" ")
+    session = open_session(name, path, threads=1, kernels=kernels or None)
     try:
         outputs = session.run(values if values.dtype == session.inputs[0].dtype else pixels)
     except UserError:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from ..judge import Judgement
+from ..judgement import Judgement
 from .cells import Cell
 from .defects import known_defect
 

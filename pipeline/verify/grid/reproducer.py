@@ -116,6 +116,8 @@ def write_reproducers(outcomes: Iterable[Outcome], folder: Path) -> list[Path]:
     folder.mkdir(parents=True, exist_ok=True)
     paths = []
     for outcome in outcomes:
+        if KINDS[outcome.runtime] == "c":
+            continue  # what it takes is a folder: pipeline export FILE.onnx --format c -o FOLDER
         if outcome.status in (KNOWN_DEFECT, MISMATCH):
             paths.append(write_reproducer(outcome.cell, folder, outcome.runtime))
         elif outcome.status == REFUSED and outcome.runtime != REFERENCE:

@@ -21,7 +21,8 @@ from deploy.runner.contract import Quantization
 
 from ...program import constant, quantization_of
 from ..bounds import SMOOTH, TINY, Bounded, U, exactly, gamma
-from ..judge import Judgement, against_bound, against_schemes
+from ..judge import against_bound, against_schemes
+from ..judgement import Judgement
 from ..rounding import Exact, Multiplier, snap
 from .cells import Cell, module_of
 
