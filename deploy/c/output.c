@@ -84,3 +84,20 @@ void put_json(const char *text)
     }
     putchar('"');
 }
+
+void put_key(const char *name)
+{
+    if (name[0] != '{')
+        put(stdout, ", ");
+    else
+        putchar(*name++);
+    put_json(name);
+    put(stdout, ": ");
+}
+
+void complain(const char *subject, const char *wrong, const char *mend)
+{
+    const char *parts[] = {"error: ", subject, ": ", wrong, mend, "\n"};
+    for (size_t i = 0; i < sizeof parts / sizeof *parts; i++)
+        put(stderr, parts[i]);
+}

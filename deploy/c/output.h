@@ -21,4 +21,10 @@ void put_decimal(FILE *to, double value, int decimals); /* |value| below 10^9, d
 /* A string literal of JSON, on stdout. */
 void put_json(const char *text);
 
+/* `"name": ` on stdout, and a comma before it; or the { that begins the name. */
+void put_key(const char *name);
+
+/* One line on stderr: what is wrong with what, and what mends it. */
+void complain(const char *subject, const char *wrong, const char *mend);
+
 #endif
