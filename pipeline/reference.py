@@ -46,7 +46,7 @@ def compute(node: onnx.NodeProto, inputs: Sequence[Array | None], opset: int) ->
         )
     operator = OPERATORS[node.op_type]
     try:
-        schema = _schema(node, opset)
+        schema = schema_of(node, opset)
         attributes = _attributes(node, schema)
         understood = inspect.signature(operator).parameters
         for name in sorted({attribute.name for attribute in node.attribute} - set(understood)):
@@ -69,8 +69,8 @@ def compute(node: onnx.NodeProto, inputs: Sequence[Array | None], opset: int) ->
     return outputs[: len(node.output)]
 
 
-def _schema(node: onnx.NodeProto, opset: int) -> Any:
-    """The definition the node is written by, if it is one that the operators know."""
+def schema_of(node: onnx.NodeProto, opset: int) -> Any:
+    """The definition a node is written by. Raises ValueError for another than those known."""
     if opset > NEWEST:
         raise ValueError(f"opset {opset} is not supported, only up to {NEWEST}")
     schema = onnx.defs.get_schema(node.op_type, opset)

@@ -46,7 +46,7 @@ static double at_share(const double *sorted, int count, double share)
 
 int bench_run(const struct model *model, int set, int count, void *arena, struct timing *timing)
 {
-    double *times = malloc((size_t)count * sizeof *times);
+    double *times = calloc((size_t)count, sizeof *times);
     float *scores = malloc((size_t)model->label_count * sizeof *scores);
     if (times != NULL && scores != NULL) {
         double before = microseconds();

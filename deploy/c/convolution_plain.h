@@ -4,12 +4,6 @@
 
 #include "convolution.h"
 
-/* A stored byte as the number that sums are of: q, or q + 128. */
-INLINE int stored_number(unsigned char stored)
-{
-    return FLIP ? stored : (int8_t)stored;
-}
-
 /* One sum times `scale`, rounded, as a stored byte: as `bytes_store`, in plain C. */
 INLINE unsigned char byte_of(int32_t sum, float scale, struct rounding r)
 {

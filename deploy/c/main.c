@@ -6,6 +6,7 @@
 #include "options.h"
 #include "output.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -54,7 +55,7 @@ static int selftest(const struct options *options, int set)
                 put_key(numbers[i].key);
             else
                 put(stdout, numbers[i].before);
-            put_decimal(stdout, numbers[i].value, numbers[i].value == (double)(int)numbers[i].value ? 0 : 9);
+            put_decimal(stdout, numbers[i].value, numbers[i].value == floor(numbers[i].value) ? 0 : 9);
         }
     }
     put(stdout, options->json ? "}\n" : "\n");

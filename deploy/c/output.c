@@ -51,10 +51,13 @@ void put_integer(FILE *to, int64_t value)
 void put_decimal(FILE *to, double value, int decimals)
 {
     int64_t unit = 1;
-    if (!(fabs(value) < 1e9)) {
-        put(to, value != value ? "NaN" : value > 0.0 ? "Infinity" : "-Infinity");
+    int exponent = 0;
+    if (!isfinite(value)) {
+        put(to, "null"); /* JSON has no word for it */
         return;
     }
+    for (; fabs(value) >= 1e9; exponent++)
+        value /= 10.0;
     for (int i = 0; i < decimals; i++)
         unit *= 10;
     const int64_t units = (int64_t)floor(fabs(value) * (double)unit + 0.5);
@@ -65,6 +68,10 @@ void put_decimal(FILE *to, double value, int decimals)
         put(to, ".");
     for (int64_t place = unit / 10; place > 0; place /= 10)
         putc('0' + (int)(units / place % 10), to);
+    if (exponent > 0) {
+        put(to, "e");
+        put_integer(to, exponent);
+    }
 }
 
 void put_json(const char *text)

@@ -16,7 +16,7 @@ void output_order(const double *probabilities, int count, int *order);
  * in are more than a tenth of a static executable. */
 void put(FILE *to, const char *text);
 void put_integer(FILE *to, int64_t value);
-void put_decimal(FILE *to, double value, int decimals); /* |value| below 10^9, decimals up to 9 */
+void put_decimal(FILE *to, double value, int decimals); /* decimals up to 9; NaN is null */
 
 /* A string literal of JSON, on stdout. */
 void put_json(const char *text);

@@ -50,19 +50,17 @@ static void resample(const uint8_t *in, int64_t length, int64_t step, int64_t co
     }
 }
 
-int plane_resize(const uint8_t *in, int in_height, int in_width, int pixel, uint8_t *out, int height,
-                 int width)
+/* A plane to `height` x `width`, by a triangle filter that widens when shrinking. Returns 0, or -1
+ * without memory. */
+static int resize(const uint8_t *in, int in_height, int in_width, uint8_t *out, int height, int width)
 {
-    const int64_t row = (int64_t)in_width * pixel;
-    uint8_t *rows = malloc((size_t)height * (size_t)in_width);
+    uint8_t *rows = calloc((size_t)height, (size_t)in_width);
     if (rows == NULL)
         return -1;
     if (in_height == height)
-        for (int64_t y = 0; y < height; y++)
-            for (int64_t x = 0; x < in_width; x++)
-                rows[y * in_width + x] = in[y * row + x * pixel];
+        memcpy(rows, in, (size_t)height * (size_t)in_width);
     else
-        resample(in, in_height, row, in_width, pixel, rows, height, in_width, 1);
+        resample(in, in_height, in_width, in_width, 1, rows, height, in_width, 1);
     if (in_width == width)
         memcpy(out, rows, (size_t)height * (size_t)width);
     else
@@ -174,7 +172,7 @@ static int glyph(uint8_t *plane, int in_height, int in_width, uint8_t *out, int 
     uint8_t *ink = crop + (size_t)box.height * (size_t)box.width;
     for (int64_t y = 0; y < box.height; y++)
         memcpy(crop + y * box.width, plane + (y + box.top) * in_width + box.left, (size_t)box.width);
-    int failed = plane_resize(crop, box.height, box.width, 1, ink, (int)rows, (int)columns);
+    int failed = resize(crop, box.height, box.width, ink, (int)rows, (int)columns);
     int64_t mass = 0, down = 0, across = 0;
     for (int64_t y = 0; !failed && y < rows; y++)
         for (int64_t x = 0; x < columns; x++) {
@@ -219,7 +217,7 @@ int picture_prepare(const struct picture *picture, enum preparation preparation,
         if (preparation == PREPARATION_GLYPH)
             failed = glyph(copy, picture->height, picture->width, to, height, width);
         else
-            failed = plane_resize(copy, picture->height, picture->width, 1, to, height, width);
+            failed = resize(copy, picture->height, picture->width, to, height, width);
     }
     free(copy);
     return failed ? -1 : 0;

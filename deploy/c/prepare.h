@@ -10,8 +10,4 @@
 int picture_prepare(const struct picture *picture, enum preparation preparation, int channels,
                     int height, int width, uint8_t *out);
 
-/* Resample one plane of uint8 by a triangle filter; elements `pixel` apart. 0, or -1. */
-int plane_resize(const uint8_t *in, int in_height, int in_width, int pixel, uint8_t *out, int height,
-                 int width);
-
 #endif

@@ -122,8 +122,12 @@ int reader_picture(struct reader *r, struct picture *picture, const char **wrong
 int reader_next(struct reader *r, const char **wrong)
 {
     const size_t size = (size_t)r->channels * (size_t)r->height * (size_t)r->width;
-    if (!r->endless && r->next == r->count)
-        return 0;
+    if (!r->endless && r->next == r->count) {
+        if (fread(r->planes, 1, 1, r->file) == 0)
+            return 0;
+        *wrong = "there is more in it than the images that its header tells of";
+        return -1;
+    }
     size_t got = fread(r->planes, 1, size, r->file);
     if (got == 0 && r->endless && r->next > 0 && !ferror(r->file))
         return 0;

@@ -188,5 +188,5 @@ int model_selftest(const struct model *model, int set, void *arena, struct misma
             }
         }
     }
-    return mismatch->compared == model->layer_count ? RUNNER_OK : RUNNER_WRONG;
+    return mismatch->compared == model->golden_count ? RUNNER_OK : RUNNER_WRONG;
 }

@@ -8,8 +8,7 @@
  *
  * TILE_POSITIONS and TILE_BLOCKS are how many positions of a row, or blocks of 16 channels, are
  * summed at once: as many as there are registers for; GROUPS is how many groups of four bytes go
- * into one step. TILE_VECTORS and TILE_CHANNELS are the same
- * for lanes along a row.
+ * into one step. TILE_VECTORS and TILE_CHANNELS are the same for lanes along a row.
  */
 #ifndef VECTOR_H
 #define VECTOR_H
@@ -63,6 +62,12 @@ struct rounding {
 
 /* Adding and taking away 1.5 * 2^23 leaves the nearest integer, halves to even. */
 #define ROUNDING_NUMBER 0x1.8p23f
+
+/* A stored byte as the number that sums are of: q, or q + 128. */
+INLINE int stored_number(unsigned char stored)
+{
+    return FLIP ? stored : (int8_t)stored;
+}
 
 #if defined(VECTOR_AVX512)
 #include "vector_avx512.h"

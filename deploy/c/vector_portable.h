@@ -3,7 +3,8 @@
 #ifndef VECTOR_PORTABLE_H
 #define VECTOR_PORTABLE_H
 
-#if defined(__ARM_FEATURE_SIMD32)
+#if defined(__ARM_FEATURE_SIMD32) && (defined(__clang__) || __GNUC__ >= 10)
+#define HALFWORDS /* before 10, GCC has the instructions, but no functions for them */
 #include <arm_acle.h>
 #endif
 
@@ -31,14 +32,14 @@ typedef struct {
 } activation;
 typedef activation weight;
 
-#if defined(__ARM_FEATURE_SIMD32)
+#if defined(HALFWORDS)
 
 INLINE void split(int32_t *even, int32_t *odd, const void *from)
 {
-    int32_t bytes;
+    uint32_t bytes;
     memcpy(&bytes, from, sizeof bytes);
-    *even = __sxtb16(bytes);
-    *odd = __sxtb16((int32_t)__ror((uint32_t)bytes, 8));
+    *even = __sxtb16((int32_t)bytes);
+    *odd = __sxtb16((int32_t)(bytes >> 8 | bytes << 24)); /* rotated, in one instruction */
 }
 
 INLINE void split_weight(int32_t *even, int32_t *odd, const int8_t *from)
@@ -59,15 +60,10 @@ INLINE int32_t packed(int low, int high)
     return (int32_t)((uint32_t)low & 0xffffu) | (int32_t)((uint32_t)high << 16);
 }
 
-INLINE int number_of(unsigned char stored)
-{
-    return FLIP ? stored : (int8_t)stored;
-}
-
 INLINE void split(int32_t *even, int32_t *odd, const unsigned char *from)
 {
-    *even = packed(number_of(from[0]), number_of(from[2]));
-    *odd = packed(number_of(from[1]), number_of(from[3]));
+    *even = packed(stored_number(from[0]), stored_number(from[2]));
+    *odd = packed(stored_number(from[1]), stored_number(from[3]));
 }
 
 INLINE void split_weight(int32_t *even, int32_t *odd, const int8_t *from)

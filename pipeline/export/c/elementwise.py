@@ -10,7 +10,7 @@ import onnx
 
 from ...reference import compute
 from .lowering import Lowering, Real
-from .values import Array, Layer, Value, stored_shape
+from .values import Array, Layer, Value
 from .weighted import CLAMPS, clamped, ends_of, normalisation
 
 # Of one variable: an int8 layer of any of them, one after the other, is a table of 256 results.
@@ -70,13 +70,9 @@ def quantize(low: Lowering, node: onnx.NodeProto) -> Value:
 
 def dequantize(low: Lowering, node: onnx.NodeProto) -> Real:
     """No code: the integers are remembered."""
-    known = low.known[node.input[0]]
-    if not isinstance(known, Value) or known.is_float:
-        raise ValueError("only int8 and uint8 values are dequantized")
-    quantization = low.quantization(node)
-    return Real(
-        Value(*(known.name, known.shape, known.dtype, quantization, known.storage, known.flattened))
-    )
+    if low.source.dtypes[node.output[0]] != np.float32:
+        raise ValueError(f"{low.source.dtypes[node.output[0]]} is not known, only float32")
+    return Real(low.taken_for(node.input[0], low.quantization(node)))
 
 
 def binary(low: Lowering, node: onnx.NodeProto) -> Value:
@@ -110,8 +106,8 @@ def batch_normalization(low: Lowering, node: onnx.NodeProto) -> Value:
     """One that no layer before it could take in."""
     value = low.floats(node.input[0])
     scale, shift = (part.astype(np.float32) for part in normalisation(low, node))
-    if stored_shape(value.shape)[-1] != len(scale):
-        raise ValueError(f"{len(scale)} channels of a value of shape {value.shape}")
+    if len(value.shape) not in (2, 4):
+        raise ValueError(f"a value of shape {value.shape} is not known, only two or four axes")
     settings = {"scale": scale, "shift": shift}
     return low.add(
         Layer("normalise", ("BatchNormalization",), (value,), low.output(node), settings=settings)

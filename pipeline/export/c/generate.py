@@ -16,17 +16,19 @@ from ... import __version__
 from ...errors import BadInput
 from . import literals
 from .emitter import TEMPLATES, Emitter
-from .golden import Golden, goldens, image_for
+from .golden import Golden, golden_image
 from .layout import Layout, lay_out
 from .lowering import Lowering
 from .operators import OPERATORS
 from .passes import give_margins, merge_pooling
 from .reading import Source, read
-from .values import Array, Program, Value
+from .values import Program, Value
 
 KERNELS = Path(__file__).parents[3] / "deploy" / "c"
 COPIED = ("*.c", "*.h", "Makefile", "fuzz/*.c")
 TYPES = {"float32": "VALUE_FLOAT", "int8": "VALUE_INT8", "uint8": "VALUE_UINT8"}
+# Names before an underscore that names of deploy/c begin with, too.
+RESERVED = {"library", "model"}
 # pixel - 128 is the model's input: no arithmetic happens before the first layer.
 PIXELS = (np.float32(1 / 255), -128)
 
@@ -72,7 +74,7 @@ def generate(content: bytes, name: str) -> Generated:
     shape = contract.input_shape if contract else None
     header = TEMPLATES.get_template("model.h.jinja").render(
         **known,
-        guard=f"{prefix.upper()}_H",
+        guard=f"MODEL_{prefix.upper()}_H",
         name=contract.model if contract else prefix,
         arena=layout.size,
         peak=layout.peak,
@@ -91,7 +93,7 @@ def generate(content: bytes, name: str) -> Generated:
     model = TEMPLATES.get_template("model.c.jinja").render(
         **known,
         **_tables(program, layout),
-        **_goldens(program, layout, image_for(shape) if shape else None),
+        **_goldens(program, shape),
         types=TYPES,
         precision=_precision(program),
         version=__version__,
@@ -137,7 +139,8 @@ def _precision(program: Program) -> str:
 
 def _prefix(contract: Contract | None, name: str) -> str:
     if contract is None or contract.dataset == "":
-        return literals.identifier(Path(name).stem)
+        prefix = literals.identifier(Path(name).stem)
+        return f"{prefix}_onnx" if prefix in RESERVED else prefix
     return literals.identifier(f"{contract.model}_{contract.precision}")
 
 
@@ -243,17 +246,15 @@ def _tables(program: Program, layout: Layout) -> dict[str, Any]:
     }
 
 
-def _goldens(program: Program, layout: Layout, pixels: Array | None) -> dict[str, Any]:
-    if pixels is None:
+def _goldens(program: Program, shape: tuple[int, int, int] | None) -> dict[str, Any]:
+    if shape is None:
         return {"goldens": [], "golden_pixels": None}
     names = [value.name for value in program.inputs] + [
         layer.output.name for layer in program.layers
     ]
     index = {name: number for number, name in enumerate(dict.fromkeys(names))}
-    return {
-        "golden_pixels": pixels,
-        "goldens": [_golden(golden, index) for golden in goldens(program, pixels)],
-    }
+    pixels, found = golden_image(program, shape)
+    return {"golden_pixels": pixels, "goldens": [_golden(golden, index) for golden in found]}
 
 
 def _golden(golden: Golden, index: dict[str, int]) -> dict[str, Any]:

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import onnx
 
-from ...errors import BadInput
+from ...errors import BadInput, first_line
+from ...reference import schema_of
 from .reading import Source
 from .values import Array, Layer, Program, Quantization, Value, plain, stored_shape
 
@@ -35,6 +36,7 @@ class Tail:
 
 
 Known = Value | Real | Array
+AXES = 6  # RUNNER_AXES of deploy/c
 
 
 class Lowering:
@@ -48,10 +50,13 @@ class Lowering:
         self.layers: list[Layer] = []
         self.done: set[str] = set()
         self._names: dict[str, str] = {}  # of real values that turned out to be integers
+        self._floats: dict[str, Value] = {}  # real values that were needed as float32
 
     def program(self, operators: Mapping[str, Rule]) -> Program:
         """All layers. Raises BadInput for an operator, or a form of one, that is not known."""
         source = self.source
+        for node in source.nodes:  # all of them first: a layer may take in others after it
+            self._check(node, operators)
         inputs = [self._input(name) for name in source.inputs]
         for node in source.nodes:
             if node.output[0] not in self.done:
@@ -70,10 +75,10 @@ class Lowering:
             try:
                 value = self.quantized(users[0])
             except ValueError as error:
-                raise BadInput(f"{source.name}: QuantizeLinear ({name}): {error}") from error
+                raise BadInput(f"{self._label(users[0])}: {error}") from error
             self.done.add(value.name)
         else:
-            value = Value(name, source.shapes[name], source.dtypes[name])
+            value = Value(name, source.shapes[name], source.dtypes[name], self._reading(name))
         if value.dtype not in (np.float32, np.int8, np.uint8):
             raise BadInput(
                 f"{source.name}: input {name!r} is {value.dtype}",
@@ -84,6 +89,16 @@ class Lowering:
         self.known[value.name] = value
         return value
 
+    def _reading(self, name: str) -> Quantization | None:
+        """What the first node that reads an integer input as reals takes it for."""
+        for node in self.source.users.get(name, []):
+            if node.op_type in ("DequantizeLinear", "QLinearConv") and node.input[0] == name:
+                try:
+                    return self.quantization(node)
+                except ValueError as error:
+                    raise BadInput(f"{self._label(node)}: {error}") from error
+        return None
+
     def _output(self, name: str, inputs: list[Value]) -> Value:
         known = self.known[name]
         if isinstance(known, np.ndarray):
@@ -93,14 +108,27 @@ class Lowering:
             value = self.gathered(value, f"{name} out", positions_of(value), ())
         return value
 
-    def _node(self, node: onnx.NodeProto, operators: Mapping[str, Rule]) -> None:
-        name = f"{self.source.name}: {node.op_type} ({node.output[0]})"
+    def _label(self, node: onnx.NodeProto) -> str:
+        return f"{self.source.name}: {node.op_type} ({node.output[0]})"
+
+    def _check(self, node: onnx.NodeProto, operators: Mapping[str, Rule]) -> None:
+        """Raises BadInput for an operator, or a definition of one, that is not known."""
+        name, shape = self._label(node), self.source.shapes[node.output[0]]
         if node.domain not in ("", "ai.onnx") or node.op_type not in operators:
             raise BadInput(
                 f"{name}: this operator is not known", f"known are {', '.join(sorted(operators))}"
             )
         if len([output for output in node.output if output]) > 1:
             raise BadInput(f"{name}: only its first output is known")
+        if len(shape) > AXES:
+            raise BadInput(f"{name}: a result of {len(shape)} axes is not known, only up to {AXES}")
+        try:
+            schema_of(node, self.source.opset)
+        except (onnx.checker.ValidationError, onnx.defs.SchemaError, ValueError) as error:
+            raise BadInput(f"{name}: {first_line(error)}") from error
+
+    def _node(self, node: onnx.NodeProto, operators: Mapping[str, Rule]) -> None:
+        name = self._label(node)
         try:
             result = operators[node.op_type](self, node)
         except ValueError as error:
@@ -145,7 +173,7 @@ class Lowering:
         """A constant input, None where it is left out. Raises ValueError for another value."""
         if index >= len(node.input) or not node.input[index]:
             return None
-        known = self.known[node.input[index]]
+        known = self.known.get(node.input[index])
         if not isinstance(known, np.ndarray):
             raise ValueError(f"its input {node.input[index]!r} must be a constant")
         return known
@@ -158,17 +186,32 @@ class Lowering:
         return found
 
     def quantization(self, node: onnx.NodeProto) -> Quantization:
-        """Of a QuantizeLinear or DequantizeLinear of a whole tensor. Raises ValueError."""
-        scale, zero = self.needed(node, 1), self.constant(node, 2)
-        zero = np.zeros((), np.uint8) if zero is None else zero
-        return quantization_of(scale, zero)
+        """What a QuantizeLinear makes of a whole tensor, or a DequantizeLinear or QLinearConv takes
+        its input for. Raises ValueError.
+        """
+        if self.attribute(node, "block_size", 0):
+            raise ValueError("block_size is not known")
+        if self.attribute(node, "precision", 0) not in (0, onnx.TensorProto.FLOAT):
+            raise ValueError("a precision other than float32 is not known")
+        integers = node.output[0] if node.op_type == "QuantizeLinear" else node.input[0]
+        zero = self.constant(node, 2)
+        zero = np.zeros((), self.source.dtypes[integers]) if zero is None else zero
+        return quantization_of(self.needed(node, 1), zero)
 
     def quantized(self, node: onnx.NodeProto) -> Value:
         """The value that a QuantizeLinear makes."""
-        zero = self.constant(node, 2)
-        dtype = zero.dtype if zero is not None else np.dtype(np.uint8)
-        name = node.output[0]
-        return Value(name, self.source.shapes[name], dtype, self.quantization(node))
+        name, source = node.output[0], self.source
+        return Value(name, source.shapes[name], source.dtypes[name], self.quantization(node))
+
+    def taken_for(self, name: str, quantization: Quantization) -> Value:
+        """The integers of that name. Raises ValueError where they were made as others."""
+        known = self.known[name]
+        if not isinstance(known, Value) or known.is_float:
+            raise ValueError("its input must be int8 or uint8")
+        if known.quantization != quantization:
+            made = known.quantization or "integers without a scale"
+            raise ValueError(f"it takes {name!r} for {quantization}, which was made as {made}")
+        return known
 
     def following(self, name: str) -> onnx.NodeProto | None:
         """The node that uses a value, if it is the only one to do so."""
@@ -203,10 +246,12 @@ class Lowering:
         if isinstance(known, np.ndarray):
             raise ValueError(f"its input {name!r} must not be a constant")
         if isinstance(known, Real):
-            value = self.ordered(known.value)
-            known = Value(f"{name} real", value.shape, np.dtype(np.float32))
-            self.add(Layer("dequantize", ("DequantizeLinear",), (value,), known))
-            self.known[name] = known
+            if name not in self._floats:
+                value = self.ordered(known.value)
+                made = Value(f"{name} real", value.shape, np.dtype(np.float32))
+                layer = Layer("dequantize", ("DequantizeLinear",), (value,), made)
+                self._floats[name] = self.add(layer)
+            known = self._floats[name]
         if not known.is_float:
             raise ValueError(f"its input {name!r} is {known.dtype}, only float32 is known")
         return self.ordered(known)
@@ -261,6 +306,8 @@ def quantization_of(scale: Array, zero: Array) -> Quantization:
         raise ValueError("only one float32 scale for the whole tensor is known")
     if zero.dtype not in (np.int8, np.uint8):
         raise ValueError(f"integers of {zero.dtype} are not known, only int8 and uint8")
+    if not 0 < scale.item() < np.inf:
+        raise ValueError(f"a scale of {scale.item():g} is not known, only one above 0")
     return Quantization(np.float32(scale.item()), int(zero.item()))
 
 

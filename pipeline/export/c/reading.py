@@ -11,7 +11,7 @@ import onnx
 from google.protobuf.message import DecodeError
 
 from ...errors import BadInput, first_line
-from ...reference import compute
+from ...reference import OLDEST, compute
 from .values import Array, Shape
 
 # Whose results depend on nothing but shapes, which are known.
@@ -47,6 +47,7 @@ def read(content: bytes, name: str) -> Source:
         onnx.checker.check_model(model)
     except (DecodeError, onnx.checker.ValidationError) as error:
         raise BadInput(f"{name}: not a valid ONNX model ({first_line(error)})") from error
+    model = _of_today(model, name)
     constants = {i.name: np.asarray(onnx.numpy_helper.to_array(i)) for i in model.graph.initializer}
     inputs = tuple(v.name for v in model.graph.input if v.name not in constants)
     _fix_batch(model, inputs, name)
@@ -54,7 +55,7 @@ def read(content: bytes, name: str) -> Source:
         model = onnx.shape_inference.infer_shapes(model, strict_mode=True, data_prop=True)
     except onnx.shape_inference.InferenceError as error:
         raise BadInput(f"{name}: its shapes do not fit ({first_line(error)})") from error
-    opset = next((e.version for e in model.opset_import if e.domain in ("", "ai.onnx")), 0)
+    opset = _opset(model)
     shapes, dtypes = {}, {}
     for value in (*model.graph.value_info, *model.graph.input, *model.graph.output):
         tensor = value.type.tensor_type
@@ -82,6 +83,26 @@ def read(content: bytes, name: str) -> Source:
         *(name, model, opset, inputs, outputs, tuple(nodes), constants, dequantized),
         *(shapes, dtypes, uses, users),
     )
+
+
+def _opset(model: onnx.ModelProto) -> int:
+    return next((e.version for e in model.opset_import if e.domain in ("", "ai.onnx")), 0)
+
+
+def _of_today(model: onnx.ModelProto, name: str) -> onnx.ModelProto:
+    """The model with the definitions that are known: onnx converts older ones."""
+    if not 0 < _opset(model) < OLDEST:
+        return model
+    try:
+        converted = onnx.version_converter.convert_version(model, OLDEST)
+    except RuntimeError as error:
+        raise BadInput(
+            f"{name}: opset {_opset(model)} cannot be converted to {OLDEST} ({first_line(error)})",
+            f"export it with opset {OLDEST} or newer",
+        ) from error
+    del converted.metadata_props[:]
+    converted.metadata_props.extend(model.metadata_props)
+    return converted
 
 
 def _is_constant(

@@ -44,11 +44,7 @@ def conv(low: Lowering, node: onnx.NodeProto) -> Value:
 
 def q_linear_conv(low: Lowering, node: onnx.NodeProto) -> Value:
     """QLinearConv: the integers are in the node itself."""
-    known = low.known[node.input[0]]
-    if not isinstance(known, Value):
-        raise ValueError("its input must be int8 or uint8")
-    x_quantization = quantization_of(low.needed(node, 1), low.needed(node, 2))
-    given = low.ordered(replace(known, quantization=x_quantization))
+    given = low.ordered(low.taken_for(node.input[0], low.quantization(node)))
     weight, scale, zero = (low.needed(node, index) for index in (3, 4, 5))
     if weight.ndim != 4:
         raise ValueError(f"weights of shape {weight.shape}: only images are known")
@@ -126,9 +122,7 @@ def _added(low: Lowering, node: onnx.NodeProto, outputs: int) -> tuple[onnx.Node
     if node.op_type == "Gemm":
         bias = low.constant(node, 2)
         beta = float(low.attribute(node, "beta", 1.0))
-        if bias is not None and (
-            bias.size not in (1, outputs) or bias.shape[-1:] not in ((), (1,), (outputs,))
-        ):
+        if bias is not None and bias.shape not in ((), (1,), (1, 1), (outputs,), (1, outputs)):
             raise ValueError(f"a bias of shape {bias.shape} is not known")
         bias = np.zeros(1) if bias is None else bias.astype(np.float64).ravel() * beta
         return node, np.broadcast_to(bias, outputs)
@@ -161,7 +155,7 @@ def _bias(low: Lowering, node: onnx.NodeProto) -> Array:
 def _quantized(low: Lowering, name: str, axis: int) -> Quantized | None:
     """The int8 integers behind constant weights; None where they are floats or cannot be known."""
     node = low.source.dequantized.get(name)
-    if node is None:
+    if node is None or low.attribute(node, "block_size", 0):
         return None
     integers, scale, zero = low.needed(node, 0), low.needed(node, 1), low.constant(node, 2)
     if integers.dtype not in (np.int8, np.uint8) or scale.dtype != np.float32:
@@ -213,11 +207,12 @@ def _bias_sums(
     steps = given.scale.astype(np.float64) * quantized.scale.astype(np.float64)
     name = node.input[2] if node.op_type in ("Conv", "Gemm") and len(node.input) > 2 else ""
     dequantize = low.source.dequantized.get(name)
-    if dequantize is not None:
-        integers = low.needed(dequantize, 0)
-        scale = low.needed(dequantize, 1).astype(np.float64)
-        if integers.dtype == np.int32 and np.allclose(scale, steps, 1e-6, 0):
-            return integers.astype(np.int64)
+    if dequantize is not None and low.attribute(node, "beta", 1.0) == 1.0:
+        integers, zero = low.needed(dequantize, 0), low.constant(dequantize, 2)
+        scale = low.needed(dequantize, 1).astype(np.float64).ravel()
+        whole = integers.dtype == np.int32 and (zero is None or not zero.any())
+        if whole and np.allclose(scale, steps, 1e-6, 0):
+            return np.broadcast_to(integers.ravel().astype(np.int64), steps.shape)
     values = bias if bias is not None else _bias(low, node)
     return np.rint(values / steps).astype(np.int64)
 
@@ -241,7 +236,7 @@ def clamped(low: Lowering, clamps: Sequence[onnx.NodeProto], output: Value) -> t
         ends = ends_of(low, node)
         bottom, top = (float(np.rint(end / float(output.scale))) + output.zero for end in ends)
         lowest, highest = (min(max(end, bottom), top) for end in (lowest, highest))
-    return lowest, highest
+    return max(-128.0, min(lowest, 127.0)), max(-128.0, min(highest, 127.0))
 
 
 def ends_of(low: Lowering, node: onnx.NodeProto) -> tuple[float, float]:
@@ -273,7 +268,8 @@ def _floats(
     bottom, top = -math.inf, math.inf
     following = low.following(node.output[0])
     while following is not None:
-        if following.op_type == "BatchNormalization" and (bottom, top) == (-math.inf, math.inf):
+        normal = following.op_type == "BatchNormalization" and len(output.shape) in (2, 4)
+        if normal and (bottom, top) == (-math.inf, math.inf):
             scale, shift = normalisation(low, following)
             if len(scale) != len(weight):
                 break
