@@ -22,7 +22,7 @@ from pipeline import console
 from pipeline.errors import BadInput, Missing, UserError
 from pipeline.package.toolchain import BOARDS, build, emulator
 from pipeline.run_folder import RunFolder
-from pipeline.verify.compiler import Sources, compiler
+from pipeline.verify.compiler import MEND, Sources, compiler
 
 HERE = Path(__file__).parent
 INTERFACES = range(1, 8)  # numbers of QEMU's plugin interface
@@ -44,11 +44,11 @@ def plugin(work: Path, command: list[str]) -> Path:
     for number in INTERFACES:
         path = work / f"count-{number}.so"
         options = ["-O2", "-shared", "-fPIC", f"-DPLUGIN_VERSION={number}", "-o", str(path)]
-        subprocess.run(
-            [*(compiler() or ["cc"]), *options, str(HERE / "count.c")],
-            capture_output=True,
-            check=True,
-        )
+        compiled = [*(compiler() or ["cc"]), *options, str(HERE / "count.c")]
+        try:
+            subprocess.run(compiled, capture_output=True, check=True)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise Missing(f"{compiled[0]}: does not compile count.c", MEND) from error
         if counted(command, path, 1) is not None:
             return path
     raise Missing(f"{command[0]}: takes no plugins", "install Debian's qemu-user")

@@ -27,7 +27,7 @@ from footprint import Footprint, footprint_of, static_classify
 from deploy.runner.backends.library import loaded
 from pipeline import console
 from pipeline.data import dataset_of
-from pipeline.errors import BadInput, UserError
+from pipeline.errors import BadInput, Missing, UserError
 from pipeline.run_folder import RunFolder
 from pipeline.verify.compiler import compiler
 
@@ -137,6 +137,8 @@ def measure(arguments: argparse.Namespace, work: Path) -> bool:
     )
     contenders = contenders_of(run, work, pixels)
     try:
+        if not any(contender.name == "litert" for contender in contenders):
+            raise Missing("LiteRT is not there to compare with", "run 'make install'")
         contract = loaded(work / "int8.so").library_contract()
         check(contenders, json.loads(contract)["output"]["scale"])
         for number in range(arguments.rounds):

@@ -400,6 +400,8 @@ def package(
         print_json({"run": run.name, "file": str(path), "made": made, "bytes": size})
         return
     click.echo(f"{path}  {size:,} bytes{'' if made else ' (unchanged)'}")
+    if "c" in chosen[0] and "c" not in run.entry(path.name)["config"]:
+        say("note: C is not in it, since nothing compiled it for 'pipeline verify'; install gcc")
     say("next: copy it to the Pi, unpack it and follow its README.md")
 
 

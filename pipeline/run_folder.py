@@ -56,11 +56,18 @@ def _digest(path: Path, files: Sequence[str] | None) -> str:
 
 
 def replace_folder(source: Path, place: Path) -> None:
-    """A finished folder to where an older one may be, which then is gone."""
+    """A finished folder to where an older one may be, which then is gone. Raises OSError, and then
+    the older one is still there.
+    """
     old = place.with_name(f".{place.name}.{secrets.token_hex(4)}.old")
     if place.exists():
         place.replace(old)
-    source.replace(place)
+    try:
+        source.replace(place)
+    except OSError:
+        if old.exists():
+            old.replace(place)
+        raise
     shutil.rmtree(old, ignore_errors=True)
 
 

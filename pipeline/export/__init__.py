@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import shutil
 from collections.abc import Callable, Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ EXPORTERS: dict[str, Callable[[fx.GraphModule, Contract, Path, tuple[str, ...]],
     "tflite": tflite.export,
 }
 FORMATS = (*EXPORTERS, "c")  # C is generated from the ONNX file
+BUILT = ("*.o", "*classify", "*libmodel.so", "fuzz-*")  # what make leaves in a folder of C
 
 
 def contract_of(run: RunFolder, module: fx.GraphModule, precision: str) -> Contract:
@@ -84,22 +86,26 @@ def export_run(
 def export_file(path: Path, folder: Path, overwrite: bool = False) -> Generated:
     """Generate C from any ONNX file into `folder`, whole or not at all.
 
-    Raises Missing or BadInput for the file, UsageError for a folder that has something in it.
+    Raises Missing or BadInput for the file, UsageError for a folder that has something else in it,
+    or an older export without `overwrite`.
     """
     if not path.is_file():
         raise Missing(f"{path}: no such file", "give an ONNX file")
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        ours = (folder / "model.h").is_file() and (folder / "layers.c").is_file()
-        if not ours:
-            raise UsageError(f"{folder}: there is something else", "give a new folder with -o")
-        if not overwrite:
-            raise UsageError(f"{folder}: there is C already", "give --overwrite to replace it")
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder}: there is a file of that name", "give a new folder with -o")
     generated = generate(path.read_bytes(), path.name)
-    work = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}.tmp")
+    found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if not p.is_dir()}
+    for name in sorted(found - set(generated.files)):
+        if not any(fnmatch(name, pattern) for pattern in BUILT):
+            raise UsageError(f"{folder}: {name} is not of an export", "give a new folder with -o")
+    if found and not overwrite:
+        raise UsageError(f"{folder}: there is C already", "give --overwrite to replace it")
+    place = folder.resolve()
+    work = place.with_name(f".{place.name}.{secrets.token_hex(4)}.tmp")
     try:
         work.mkdir(parents=True)
         write(generated, work)
-        replace_folder(work, folder)
+        replace_folder(work, place)
     except OSError as error:
         raise BadInput(
             f"{folder}: cannot be written ({error.strerror or error})", "give another folder"

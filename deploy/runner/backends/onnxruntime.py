@@ -17,6 +17,7 @@ PIP = "onnxruntime"
 MODULE = "onnxruntime"
 CONTRACT_KEY = "contract"
 EXACT_INT8 = "session.x64quantprecision"
+REFUSED = "Attempt to replace the existing tensor"  # what it says where it cannot have that
 
 # How far the graph is rewritten; "disabled" runs it node by node as it is in the file.
 LEVELS = {
@@ -68,14 +69,18 @@ def open_session(path: Path, threads: int, kernels: str) -> OnnxSession:
     """Build a session for `path`; see `backends.open_session` for what can go wrong."""
     import onnxruntime
 
+    runtime = f"onnxruntime {onnxruntime.__version__}"
     try:
-        session = _built(path, threads, kernels, exact=True)
-    except Exception:  # its own exception types share no base but Exception
         try:
+            session = _built(path, threads, kernels, exact=True)
+        except Exception as error:  # its own exception types share no base but Exception
+            if REFUSED not in str(error):
+                raise
             session = _built(path, threads, kernels, exact=False)
-        except Exception as error:
-            raise BadInput(f"{path}: onnxruntime cannot load it ({first_line(error)})") from error
-    return OnnxSession(path, session, f"onnxruntime {onnxruntime.__version__}")
+            runtime += ", int8 sums may saturate"
+    except Exception as error:
+        raise BadInput(f"{path}: onnxruntime cannot load it ({first_line(error)})") from error
+    return OnnxSession(path, session, runtime)
 
 
 def _built(path: Path, threads: int, kernels: str, exact: bool) -> Any:

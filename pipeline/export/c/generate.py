@@ -98,6 +98,8 @@ def generate(content: bytes, name: str) -> Generated:
         precision=_precision(program),
         version=__version__,
         raw=raw,
+        input=program.inputs[0] if program.inputs else None,
+        output=output,
         contract_json=contract.to_json() if contract else "",
     )
     files = {"model.h": header, "model.c": model, "layers.c": layers}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 import textwrap
@@ -52,18 +51,15 @@ def elements(array: Array) -> str:
 
 def text(value: str) -> str:
     """A string literal: ASCII, with everything else escaped."""
-    plain = json.dumps(value, ensure_ascii=False)[1:-1].replace("?", "\\?")
-    pieces = []
-    for character in plain:
-        if " " <= character <= "~":
-            pieces.append(character)
-        else:
-            pieces.append("".join(f"\\{byte:03o}" for byte in character.encode()))
-    return '"' + re.sub(r"\\u([0-9a-f]{4})", _octal, "".join(pieces)) + '"'
+    return '"' + "".join(_escaped(character) for character in value) + '"'
 
 
-def _octal(match: re.Match[str]) -> str:
-    return "".join(f"\\{byte:03o}" for byte in chr(int(match.group(1), 16)).encode())
+def _escaped(character: str) -> str:
+    if character in '"\\?':  # a question mark could begin a trigraph
+        return "\\" + character
+    if " " <= character <= "~":
+        return character
+    return "".join(f"\\{byte:03o}" for byte in character.encode())
 
 
 def comment(value: str) -> str:

@@ -67,7 +67,7 @@ def read(content: bytes, name: str) -> Source:
             given = [
                 constants.get(i, np.zeros(shapes.get(i, ()))) if i else None for i in node.input
             ]
-            results = compute(node, given, opset)
+            results = [np.asarray(result) for result in compute(node, given, opset)]
             constants |= dict(zip(node.output, results, strict=True))
             if node.op_type == "DequantizeLinear":
                 dequantized[node.output[0]] = node
