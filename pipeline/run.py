@@ -16,7 +16,7 @@ from .data import dataset_of
 from .errors import BadInput, Missing, UsageError, VerificationFailed
 from .export import FORMATS, export_run
 from .network import Network
-from .package import bundle_name, package_run
+from .package import Order, bundle_name, package_run
 from .quantize import quantize_run
 from .run_folder import CHECKPOINT, RunFolder
 from .train import WEIGHTS, OnBatch, OnEpoch, train_run, training_config
@@ -99,7 +99,7 @@ def run_all(
             raise VerificationFailed(
                 f"run {run.name} did not pass verification", f"see {run.path / REPORT}"
             )
-        return package_run(run, formats, precisions)
+        return package_run(run, Order(tuple(formats), tuple(precisions)))
 
     stages: list[Stage] = []
     for name, stage in (

@@ -488,5 +488,5 @@ def test_kernels_of_boards(tmp_path: Path, board: str, name: str) -> None:
         run = emulator(board)
     except Missing as error:
         pytest.skip(str(error))
-    command = [*BOARDS[board].compiler, "-O3", "-static"]
+    command = [*BOARDS[board].compiler("static"), "-O3", "-static"]
     check([*run, str(compiled(tmp_path, command, name, "cpu_always", 0))], 0)

@@ -9,19 +9,18 @@ from __future__ import annotations
 import functools
 import importlib.util
 import os
-import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import BadInput, Missing, unknown
+from ..errors import Missing, unknown
+from ..verify.compiler import LIBRARY, PRODUCTS, PROGRAM, Sources, made
 
 QEMU = Path(sys.prefix) / "qemu" / "usr" / "bin"  # where `make emulators` unpacks it
 MEND = "run 'make emulators'"
-PRODUCTS = {"static": "classify", "libmodel.so": "libmodel.so"}  # by make's target
+GLIBC = "2.17"  # which libraries ask for: every system of the last ten years has it
 
 
 @dataclass(frozen=True)
@@ -37,10 +36,12 @@ class Board:
     sets: tuple[str, ...]
     runs: tuple[str, ...]
 
-    @property
-    def compiler(self) -> list[str]:
-        """The command that compiles for it."""
-        command = [sys.executable, "-m", "ziglang", "cc", "-target", self.target]
+    def compiler(self, product: str) -> list[str]:
+        """The command that compiles for it: programs bring musl, libraries use its glibc."""
+        target = self.target
+        if product == LIBRARY:
+            target = f"{target.replace('musl', 'gnu')}.{GLIBC}"
+        command = [sys.executable, "-m", "ziglang", "cc", "-target", target]
         return [*command, f"-mcpu={self.cpu}"] if self.cpu else command
 
     @property
@@ -70,10 +71,9 @@ def board_of(name: str) -> Board:
     return BOARDS[name]
 
 
-def build(folder: Path, board: str, target: str = "static", into: Path | None = None) -> Path:
-    """Make `target` of a generated folder for a board, in a copy: the executable or library.
+def compiled(folder: Path, board: str, target: str = PROGRAM) -> bytes:
+    """The executable or the library of a generated folder for a board.
 
-    It comes to lie in `into`, by default a folder in `folder` that is named by the processor.
     Raises UsageError for unknown boards and targets, Missing without Zig or make, BadInput with
     the compiler's first complaint.
     """
@@ -82,21 +82,20 @@ def build(folder: Path, board: str, target: str = "static", into: Path | None = 
         raise unknown("target", target, PRODUCTS)
     if importlib.util.find_spec("ziglang") is None or shutil.which("make") is None:
         raise Missing(f"{board}: there is no compiler for it, or no make", MEND)
-    place = (into or folder / chosen.binary) / PRODUCTS[target]
-    with tempfile.TemporaryDirectory() as work:
-        for path in (*folder.glob("*.c"), *folder.glob("*.h"), folder / "Makefile"):
-            if not path.is_file():
-                raise BadInput(f"{folder}: {path.name} is missing", "export it again")
-            shutil.copy(path, work)
-        # What is stripped and has no debugging information is the same in every folder.
-        make = ["make", "-s", f"-j{os.cpu_count() or 1}", target]
-        make.append(f"CC={shlex.join(chosen.compiler)}")
-        done = subprocess.run(make, cwd=work, capture_output=True, text=True, check=False)
-        product = Path(work) / PRODUCTS[target]
-        if done.returncode != 0 or not product.is_file():
-            raise BadInput(f"{folder}: not compiled for {board} ({_complaint(done.stderr)})")
-        place.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy(product, place)
+    options = ["LDFLAGS=-s"] if target == LIBRARY else []
+    compiler = chosen.compiler(target)
+    return made(Sources.of(folder), target, compiler, options, f"Zig for a {board}")
+
+
+def build(folder: Path, board: str, target: str = PROGRAM, into: Path | None = None) -> Path:
+    """As `compiled`, in a file that comes to lie in `into`, by default a folder in `folder` that is
+    named by the processor.
+    """
+    content = compiled(folder, board, target)
+    place = (into or folder / board_of(board).binary) / PRODUCTS[target]
+    place.parent.mkdir(parents=True, exist_ok=True)
+    place.write_bytes(content)
+    place.chmod(0o755)
     return place
 
 
@@ -117,8 +116,3 @@ def _runs(path: str) -> bool:
     """Whether an emulator starts: one that was unpacked may lack its libraries."""
     done = subprocess.run([path, "--version"], capture_output=True, check=False)
     return done.returncode == 0
-
-
-def _complaint(stderr: str) -> str:
-    lines = stderr.splitlines()
-    return next((line for line in lines if "error" in line.lower()), (lines or ["nothing made"])[0])

@@ -16,6 +16,8 @@ from ..errors import BadInput, Missing
 
 COMPILERS = ("gcc", "cc", "clang")
 LIBRARY = "libmodel.so"
+PROGRAM = "static"
+PRODUCTS = {PROGRAM: "classify", LIBRARY: LIBRARY}  # by make's target
 MEND = "install gcc and make, or name a compiler in CC"
 
 
@@ -48,27 +50,40 @@ class Sources:
         return hashlib.sha256(b"".join(digests)).hexdigest()
 
 
-def built(sources: Sources, options: Sequence[str] = ()) -> bytes:
-    """`make libmodel.so` of a copy, as a person would on the device: the library.
+def built(sources: Sources, options: Sequence[str] = (), target: str = LIBRARY) -> bytes:
+    """`make libmodel.so` or `make static` of a copy, by the compiler here, as `made`.
 
-    `options` are make's own, like "CFLAGS=-O1". Raises Missing without a compiler, BadInput with
-    the first complaint of one.
+    Raises Missing without a compiler.
     """
-    command, name = compiler(), sources.folder.name
+    command = compiler()
     if command is None:
-        raise Missing(f"{name}: there is no C compiler, or no make", MEND)
+        raise Missing(f"{sources.folder.name}: there is no C compiler, or no make", MEND)
+    return made(sources, target, command, options, command[0])
+
+
+def made(
+    sources: Sources, target: str, command: Sequence[str], options: Sequence[str], compiled_by: str
+) -> bytes:
+    """What `make` of one of PRODUCTS makes of a copy, as a person would on the device.
+
+    `command` is the compiler, `options` are make's own, like "CFLAGS=-O1". What is stripped is the
+    same in every folder. Raises BadInput with the first complaint of the compiler, by its name.
+    """
+    name = sources.folder.name
     with tempfile.TemporaryDirectory() as work:
         for file in sources.files:
+            if not (sources.folder / file).is_file():
+                raise BadInput(f"{sources.folder}: {file} is missing", "export it again")
             place = Path(work) / file
             place.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy(sources.folder / file, place)
-        make = ["make", "-s", f"-j{os.cpu_count() or 1}", LIBRARY, f"CC={shlex.join(command)}"]
+        make = ["make", "-s", f"-j{os.cpu_count() or 1}", target, f"CC={shlex.join(command)}"]
         done = subprocess.run(
             [*make, *options], cwd=work, capture_output=True, text=True, check=False
         )
-        library = Path(work) / LIBRARY
-        if done.returncode != 0 or not library.is_file():
+        product = Path(work) / PRODUCTS[target]
+        if done.returncode != 0 or not product.is_file():
             said = [line for line in done.stderr.splitlines() if "error" in line.lower()]
             reason = (said or done.stderr.splitlines() or ["nothing was made"])[0]
-            raise BadInput(f"{name}: {command[0]} does not compile it ({reason})")
-        return library.read_bytes()
+            raise BadInput(f"{name}: {compiled_by} does not compile it ({reason})")
+        return product.read_bytes()
