@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import json
+import shutil
 import struct
 import subprocess
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 from conftest import pipeline
 
+from deploy.runner.scores import probabilities, real, steps
+from pipeline import program
 from pipeline.data import load_dataset
 from pipeline.errors import Missing
+from pipeline.export import contract_of
 from pipeline.export.c import generate, write
+from pipeline.package import check_archive
+from pipeline.package.targets import TARGETS
 from pipeline.package.toolchain import BOARDS, build, emulator
+from pipeline.run_folder import RunFolder
 from pipeline.verify.compiler import compiler
 
 IMAGES = 20
@@ -165,3 +176,85 @@ def lenet5(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("board", BOARDS)
 def test_lenet5_is_within_its_size(board: str, lenet5: Path, tmp_path: Path) -> None:
     assert build(lenet5, board, into=tmp_path).stat().st_size <= LIMIT
+
+
+# --- Bundles --------------------------------------------------------------------------------------
+
+# The weakest board that a target means; what runs there runs on all.
+WEAKEST = {name: target.board for name, target in TARGETS.items() if target.board}
+
+
+@pytest.fixture(scope="session")
+def bundles(
+    trained: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[str], tuple[Path, Path]]:
+    """By target the archive with C alone, int8, and the folder that it was unpacked into."""
+    place = tmp_path_factory.mktemp("bundles")
+    shutil.copytree(trained, place / "runs")
+
+    @functools.cache
+    def packed(target: str) -> tuple[Path, Path]:
+        options = ["--target", target, "--runtime", "c", "--precision", "int8", "--json"]
+        done = pipeline("package", "--run", "small", *options, runs=place / "runs")
+        assert done.returncode == 0, done.stderr
+        archive = Path(json.loads(done.stdout)["file"])
+        with tarfile.open(archive) as files:
+            files.extractall(place, filter="data")
+        return archive, place / archive.name.removesuffix(".tar.gz")
+
+    return packed
+
+
+@pytest.fixture(scope="session")
+def mnist(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
+    """200 pictures as an IDX file, and as uint8 N x 1 x 28 x 28."""
+    pixels: Any = load_dataset("digits", (1, 28, 28), seed=0).test.images[:200].numpy()
+    path = tmp_path_factory.mktemp("pictures") / "pictures.idx"
+    path.write_bytes(struct.pack(">4I", 0x803, *pixels[:, 0].shape) + pixels.tobytes())
+    return path, pixels
+
+
+@pytest.mark.parametrize("target", WEAKEST)
+def test_a_bundle_computes_on_its_weakest_board_what_was_trained(
+    target: str,
+    bundles: Callable[[str], tuple[Path, Path]],
+    mnist: tuple[Path, Any],
+    trained: Path,
+) -> None:
+    try:
+        command = emulator(WEAKEST[target])
+    except Missing as error:
+        pytest.skip(str(error))
+    archive, folder = bundles(target)
+    assert check_archive(archive)["target"]["name"] == target
+    path, pixels = mnist
+    classify = [*command, str(folder / "classify")]
+    said(classify, "--selftest")
+    answers = json.loads(said(classify, "--json", "--top", "10", str(path)))["answers"]
+    run = RunFolder(trained / "small", json.loads((trained / "small" / "run.json").read_text()))
+    module = program.load(run.need(run.artefact("int8", "pt2")))
+    contract = contract_of(run, module, "int8")
+    assert contract.output is not None
+    integers = steps(program.run(module, torch.from_numpy(pixels))[0].numpy(), contract.output)
+    wanted = probabilities(real(integers.astype(np.int8), contract.output), contract)
+    assert len(answers) == len(wanted) == 200
+    for answer, chances in zip(answers, wanted, strict=True):
+        found = dict(answer["top"])
+        # A step of the last layer is a tenth of a probability and more; scores are float32, and
+        # nine decimals are printed.
+        shown = np.array([found[label] for label in contract.labels])
+        np.testing.assert_allclose(shown, chances, rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("target", WEAKEST)
+def test_a_bundle_is_the_same_bytes_from_another_folder(
+    target: str, bundles: Callable[[str], tuple[Path, Path]], tmp_path: Path
+) -> None:
+    archive, _ = bundles(target)
+    shutil.copytree(archive.parents[1], tmp_path / "elsewhere")
+    copy = tmp_path / "elsewhere" / archive.relative_to(archive.parents[1])
+    copy.unlink()
+    options = ["--target", target, "--runtime", "c", "--precision", "int8"]
+    done = pipeline("package", "--run", "small", *options, runs=tmp_path / "elsewhere")
+    assert done.returncode == 0, done.stderr
+    assert copy.read_bytes() == archive.read_bytes()
