@@ -379,6 +379,7 @@ def test_the_tables_say_what_is_judged_with_what(
     assert "are computed and judged as one" in printed.out + printed.err
 
 
+@pytest.mark.slow
 def test_c_is_required_by_name_and_goes_into_the_bundle_as_sources(
     cli: Cli, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

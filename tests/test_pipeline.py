@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+import pytest
 import safetensors.numpy
 from conftest import Cli, pipeline
 
@@ -58,6 +59,7 @@ def test_the_bundle_is_byte_identical_and_under_a_megabyte(cli: Cli, runs: Path)
     assert len(before) < 1_000_000
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_bit_identical_weights_and_another_seed_others(tmp_path: Path) -> None:
     def weights(name: str, seed: str) -> bytes:
         options = ["--epochs", "1", "--seed", seed, "--run", name]
@@ -82,6 +84,7 @@ main(sys.argv[1:])
 """
 
 
+@pytest.mark.slow
 def test_resuming_after_a_kill_ends_in_the_same_weights(tmp_path: Path) -> None:
     options = ["train", "--model", "lenet5", "--epochs", "4"]
     assert pipeline(*options, "--run", "whole", runs=tmp_path).returncode == 0
