@@ -6,6 +6,7 @@ Heavy libraries are imported inside the commands, so that `pipeline --help` answ
 from __future__ import annotations
 
 import dataclasses
+import shlex
 import logging
 import os
 import sys
@@ -352,7 +353,7 @@ def _export_file(
         print_json({"folder": str(output), "files": sorted(generated.files), **facts})
         return
     click.echo(f"{output}  {len(generated.files)} files, an arena of {generated.arena:,} bytes")
-    say(f"next: make -C {output}")
+    say(f"next: make -C {shlex.quote(str(output))}")
 
 
 main.add_command(verify)
