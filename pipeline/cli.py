@@ -6,9 +6,9 @@ Heavy libraries are imported inside the commands, so that `pipeline --help` answ
 from __future__ import annotations
 
 import dataclasses
-import shlex
 import logging
 import os
+import shlex
 import sys
 import traceback
 import warnings
