@@ -1,6 +1,6 @@
 """The command line on the device: `python runner.pyz --help`.
 
-predict, bench, selftest and info are about the bundle; compute runs any model file.
+predict, bench, selftest, doctor and info are about the bundle; compute runs any model file.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ from .bench import bench
 from .bundle import Bundle
 from .compute import compute
 from .contract import PRECISIONS
+from .doctor import examine, exit_code
 from .errors import INTERRUPTED, Missing, UsageError, UserError
 from .images import decode, prepare
 from .scores import probabilities, real
 from .selftest import GOLDEN, selftest
+from .sweep import HEAD, Row, line, model_card, recommended, sweep
 
 
 def bundle_folder() -> Path:
@@ -50,8 +52,8 @@ def _files(args: argparse.Namespace, bundle: Bundle) -> dict[str, Path]:
 def _open(args: argparse.Namespace, bundle: Bundle) -> Model:
     files = _files(args, bundle)
     if args.runtime is None:
-        return open_first(files, args.threads)
-    return open_with(args.runtime, next(iter(files.values())), args.threads)
+        return open_first(files, args.threads or 1)
+    return open_with(args.runtime, next(iter(files.values())), args.threads or 1)
 
 
 def _read(name: str) -> bytes:
@@ -109,13 +111,14 @@ def _golden_images(bundle: Bundle) -> npt.NDArray[np.uint8]:
 
 
 def run_bench(args: argparse.Namespace, bundle: Bundle) -> int:
-    """Time the chosen model; the first inference and the runtime's import count apart."""
+    """Time one way to run the model in this process, or all that are not ruled out, each in its
+    own.
+    """
+    if not (args.runtime and args.precision and args.threads):
+        return _sweep(args, bundle)
     files = _files(args, bundle)
-    names = (
-        [args.runtime] if args.runtime else [n for n, b in BACKENDS.items() if b.SUFFIX in files]
-    )
-    modules = [BACKENDS[name].MODULE for name in names]
     file = ", ".join(path.name for path in files.values())
+    modules = [BACKENDS[args.runtime].MODULE]
     images = _golden_images(bundle)
     timing = bench(modules, lambda: _open(args, bundle), file, images, args.count)
     if args.json:
@@ -128,6 +131,39 @@ def run_bench(args: argparse.Namespace, bundle: Bundle) -> int:
     print(f"p50  p90  p99    {timing.p50_us:9.1f} {timing.p90_us:9.1f} {timing.p99_us:9.1f} us")
     print(f"peak memory      {timing.peak_mb:9.1f} MB")
     return 0
+
+
+def _sweep(args: argparse.Namespace, bundle: Bundle) -> int:
+    if args.runtime is not None:
+        _files(args, bundle)  # what the bundle has no file for is an error, not an empty table
+
+    def show(row: Row) -> None:
+        if not args.json:
+            print(line(row), flush=True)
+
+    if not args.json:
+        print(HEAD)
+    rows = sweep(bundle, args.runtime, args.precision, args.threads, args.count, show)
+    best = recommended(rows)
+    if args.json:
+        print(json.dumps(model_card(bundle, rows)))
+    elif best is not None:
+        print(f"recommended: {best.choice}")
+    if best is None:
+        raise Missing("no runtime works here", "see the command doctor")
+    return 0
+
+
+def run_doctor(args: argparse.Namespace, bundle: Bundle) -> int:
+    """What this device is, what works on it, and what mends the rest."""
+    findings = examine(bundle)
+    if args.json:
+        print(json.dumps([asdict(finding) for finding in findings]))
+    else:
+        for finding in findings:
+            mend = f"; {finding.mend}" if finding.mend else ""
+            print(f"{finding.state:6}{finding.what:30}{finding.found}{mend}")
+    return exit_code(findings)
 
 
 def run_selftest(args: argparse.Namespace, bundle: Bundle) -> int:
@@ -161,7 +197,7 @@ def run_info(args: argparse.Namespace, bundle: Bundle) -> int:
         if backend.SUFFIX not in files:
             continue
         try:
-            runtimes[name] = open_with(name, files[backend.SUFFIX], args.threads).runtime
+            runtimes[name] = open_with(name, files[backend.SUFFIX], args.threads or 1).runtime
         except UserError as error:
             runtimes[name] = f"not usable: {error}"
     record = {
@@ -202,7 +238,7 @@ def _parser() -> argparse.ArgumentParser:
     shared.add_argument("--bundle", type=Path, help="the unpacked bundle (default: beside me)")
     shared.add_argument("--runtime", choices=list(BACKENDS), help="default: the first that works")
     shared.add_argument("--precision", choices=PRECISIONS, help="default: int8")
-    shared.add_argument("--threads", type=_positive, default=1)
+    shared.add_argument("--threads", type=_positive, help="default: 1")
     shared.add_argument("--json", action="store_true", help="print one JSON document")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("predict", parents=[shared], help="classify pictures")
@@ -211,6 +247,7 @@ def _parser() -> argparse.ArgumentParser:
     command = commands.add_parser("bench", parents=[shared], help="measure time and memory")
     command.add_argument("--count", type=_positive, default=1000, help="inferences (default 1000)")
     commands.add_parser("selftest", parents=[shared], help="replay the golden vectors")
+    commands.add_parser("doctor", parents=[shared], help="examine this device")
     commands.add_parser("info", parents=[shared], help="what is here, and what works")
     command = commands.add_parser(
         "compute", help="run any model, for a program on stdin and stdout"
@@ -223,6 +260,7 @@ COMMANDS: dict[str, Callable[[argparse.Namespace, Bundle], int]] = {
     "predict": predict,
     "bench": run_bench,
     "selftest": run_selftest,
+    "doctor": run_doctor,
     "info": run_info,
 }
 

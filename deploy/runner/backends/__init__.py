@@ -1,10 +1,10 @@
 """The runtimes a model file can be run by, in the order in which they are taken.
 
 A backend module has `SUFFIX`, the kind of file it runs; `PIP`, what installs it; `MODULE`, what is
-imported; `KERNELS`, the names of its settings, the first being the one that is used on the device;
-`open_session(path, threads, kernels)`, which builds an interpreter; and
-`read_contract(path, session)`. Building an interpreter is the probe: a runtime with the wrong NumPy
-imports fine and fails only then.
+imported; `THREADED`, whether it takes more than one thread; `KERNELS`, the names of its settings,
+the first being the one that is used on the device; `open_session(path, threads, kernels)`, which
+builds an interpreter; and `read_contract(path, session)`. Building an interpreter is the probe: a
+runtime with the wrong NumPy imports fine and fails only then.
 """
 
 from __future__ import annotations
@@ -92,7 +92,10 @@ def open_session(runtime: str, path: Path, threads: int = 1, kernels: str | None
             f"{runtime}: not installed ({error})", f"pip install {backend.PIP}"
         ) from error
     except (AttributeError, SystemError) as error:  # '_ARRAY_API not found': built for another one
-        raise Missing(f"{runtime}: does not fit this NumPy {np.__version__} ({error})") from error
+        raise Missing(
+            f"{runtime}: does not fit this NumPy {np.__version__} ({error})",
+            f"in an environment of its own: pip install {backend.PIP}",
+        ) from error
     except (ValueError, RuntimeError) as error:
         raise BadInput(f"{path}: {runtime} cannot load it ({first_line(error)})") from error
     return session

@@ -21,6 +21,7 @@ from .session import TensorInfo, check_values
 SUFFIX = ".so"
 PIP = ""  # nothing: the library is all
 MODULE = "ctypes"
+THREADED = False  # one arena, one thread
 SETS = ("portable", "avx2", "avx512", "neon", "dotprod")  # of instructions
 KERNELS = ("best", *SETS)
 

@@ -15,6 +15,7 @@ from .session import TensorInfo, check_values
 SUFFIX = ".onnx"
 PIP = "onnxruntime"
 MODULE = "onnxruntime"
+THREADED = True
 CONTRACT_KEY = "contract"
 EXACT_INT8 = "session.x64quantprecision"
 REFUSED = "Attempt to replace the existing tensor"  # what it says where it cannot have that

@@ -7,11 +7,12 @@ from pathlib import Path
 from . import tflite
 from .tflite import KERNELS, TfliteSession, read_contract
 
-__all__ = ["KERNELS", "MODULE", "PIP", "SUFFIX", "open_session", "read_contract"]
+__all__ = ["KERNELS", "MODULE", "PIP", "SUFFIX", "THREADED", "open_session", "read_contract"]
 
 SUFFIX = ".tflite"
 PIP = "tflite-runtime 'numpy<2'"
 MODULE = "tflite_runtime.interpreter"
+THREADED = True
 
 
 def open_session(path: Path, threads: int, kernels: str) -> TfliteSession:
