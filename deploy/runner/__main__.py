@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import __version__
+from . import __version__, camera
 from .backends import BACKENDS, Model, open_first, open_with
 from .bench import bench
 from .bundle import Bundle
@@ -73,9 +73,9 @@ def predict(args: argparse.Namespace, bundle: Bundle) -> int:
     contract = model.contract
     answers: list[dict[str, Any]] = []
     exit_code = 0
-    for name in args.files:
+    for name in [camera.NAME] if args.camera else args.files:
         try:
-            image = decode(_read(name), name)
+            image = camera.capture() if args.camera else decode(_read(name), name)
         except UserError as error:
             print(f"error: {error}", file=sys.stderr)
             exit_code = error.exit_code
@@ -134,8 +134,7 @@ def run_bench(args: argparse.Namespace, bundle: Bundle) -> int:
 
 
 def _sweep(args: argparse.Namespace, bundle: Bundle) -> int:
-    if args.runtime is not None:
-        _files(args, bundle)  # what the bundle has no file for is an error, not an empty table
+    _files(args, bundle)  # what the bundle has no file for is an error, not an empty table
 
     def show(row: Row) -> None:
         if not args.json:
@@ -161,8 +160,9 @@ def run_doctor(args: argparse.Namespace, bundle: Bundle) -> int:
         print(json.dumps([asdict(finding) for finding in findings]))
     else:
         for finding in findings:
-            mend = f"; {finding.mend}" if finding.mend else ""
-            print(f"{finding.state:6}{finding.what:30}{finding.found}{mend}")
+            print(f"{finding.state:6}{finding.what:30}{finding.found}")
+            if finding.mend:
+                print(f"{'':36}-> {finding.mend}")
     return exit_code(findings)
 
 
@@ -242,7 +242,8 @@ def _parser() -> argparse.ArgumentParser:
     shared.add_argument("--json", action="store_true", help="print one JSON document")
     commands = parser.add_subparsers(dest="command", required=True)
     command = commands.add_parser("predict", parents=[shared], help="classify pictures")
-    command.add_argument("files", nargs="+", metavar="FILE", help="a picture; - reads stdin")
+    command.add_argument("files", nargs="*", metavar="FILE", help="a picture; - reads stdin")
+    command.add_argument("--camera", action="store_true", help="take a picture with picamera2")
     command.add_argument("--top", type=_positive, default=3, help="labels to show (default 3)")
     command = commands.add_parser("bench", parents=[shared], help="measure time and memory")
     command.add_argument("--count", type=_positive, default=1000, help="inferences (default 1000)")
@@ -272,8 +273,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if args.command == "compute":
             compute(args.runtime, sys.stdin.buffer)
             return 0
-        if args.command == "predict" and args.files.count("-") > 1:
-            raise UsageError("stdin can be read once", "give '-' once")
+        if args.command == "predict":
+            if bool(args.files) == args.camera:
+                raise UsageError("predict takes pictures, FILE, or --camera", "give one of the two")
+            if args.files.count("-") > 1:
+                raise UsageError("stdin can be read once", "give '-' once")
         bundle = Bundle.open((args.bundle or bundle_folder()).resolve())
         exit_code = COMMANDS[args.command](args, bundle)
         sys.stdout.flush()

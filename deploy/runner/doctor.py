@@ -15,6 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
+from . import camera
 from .apart import choices, run_apart
 from .bundle import Bundle
 
@@ -96,12 +97,12 @@ def _software() -> Iterator[Finding]:
     if importlib.util.find_spec("picamera2"):
         yield Finding("camera", FINE, "picamera2 is here")
     else:
-        yield Finding("camera", NOTE, "no picamera2", "sudo apt install python3-picamera2")
+        yield Finding("camera", NOTE, "no picamera2", camera.MEND)
 
 
 def _state(root: Path) -> Iterator[Finding]:
     word = _read(root / THROTTLED)
-    if word:
+    if re.fullmatch(r"(0x)?[0-9a-f]+", word):
         bits = int(word, 16)
         flags = [
             (f"{name} {when}", mend, state)
@@ -133,7 +134,8 @@ def _runtimes(bundle: Bundle) -> Iterator[Finding]:
         what = f"runtime {choice.runtime} {choice.precision}"
         results, reason = run_apart(bundle, "selftest", choice)
         if results is None:
-            yield Finding(what, NOTE, reason, _mend(bundle, choice.runtime))
+            found, _, mend = reason.partition("; ")
+            yield Finding(what, NOTE, found, _mend(bundle, choice.runtime) or mend)
             continue
         (result,) = results
         unit = "steps" if choice.precision == "int8" else "of the largest score"

@@ -109,7 +109,7 @@ def line(row: Row) -> str:
     choice = row.choice
     start = f"{choice.runtime:15}{choice.precision:6}{choice.threads:3}"
     if row.timing is None:
-        return f"{start}  not usable: {row.reason}"
+        return f"{start}  not usable: {row.reason.partition('; ')[0]}"
     times = (f"{row.timing[name]:10.1f}" for name in METRICS)
     return start + "".join(times)
 
