@@ -53,8 +53,8 @@ installed:
     venv/bin/python bundle/runner.pyz doctor
     venv/bin/python bundle/runner.pyz predict photo.jpg
 
-`doctor` says what works on this board and what mends the rest; `bench` times all that works and recommends one of it;
-`predict --camera` takes a picture with picamera2.
+`doctor` says what works on this board and what mends the rest; `bench` times all that works and
+recommends one of it; `predict --camera` takes a picture with picamera2.
 """
 EPOCH = (1980, 1, 1, 0, 0, 0)  # zip's earliest date
 
