@@ -18,6 +18,7 @@ from typing import Any, NoReturn
 import click
 
 from . import __version__
+from .cli_deploy import deploy
 from .cli_options import (
     FORMAT,
     FORMATS,
@@ -423,6 +424,9 @@ def package(
     if "c" in order.formats and "c" not in run.entry(path.name)["config"]:
         say("note: C is not in it, since nothing compiled it for 'pipeline verify'; install gcc")
     say("next: copy it to the Pi, unpack it and follow its README.md")
+
+
+main.add_command(deploy)
 
 
 @main.command()

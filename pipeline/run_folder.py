@@ -187,6 +187,8 @@ class RunFolder:
             command = "verify"
         elif filename.endswith(".tar.gz"):
             command = "package"
+        elif filename.startswith("device-"):
+            command = f"deploy {self.record['artefacts'][filename]['config']['host']}"
         elif filename.endswith("-c"):
             command = "export --format c"
         else:

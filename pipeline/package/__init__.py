@@ -284,7 +284,7 @@ def _readme(run: RunFolder, order: Order, folders: Sequence[str]) -> bytes:
     requirements = [f"requirements-{name}.txt" for name in order.runtimes]
     if order.place is not None and order.is_native:
         python = NATIVE_PYTHON if order.place.has_python else ""
-        known |= {"hardware": order.place.target.hardware, "prefix": _prefix(run)}
+        known |= {"hardware": order.place.target.hardware, "prefix": install_name(run)}
         known["python"] = Template(python).substitute(known)
         return _filled("native-readme.md", known)
     c = C_SOURCES if folders else ""
@@ -301,14 +301,14 @@ def _filled(name: str, known: dict[str, str]) -> bytes:
     return Template(text).substitute(known).encode()
 
 
-def _prefix(run: RunFolder) -> str:
+def install_name(run: RunFolder) -> str:
     """The name of the folder that install.sh makes: letters, digits, dots, dashes."""
     return re.sub(r"[^\w.-]+", "-", run.model, flags=re.ASCII)
 
 
 def _install(run: RunFolder, place: Place, order: Order) -> bytes:
     names = " ".join(order.runtimes)
-    known = {"name": _prefix(run), "hardware": place.target.hardware, "requirements": names}
+    known = {"name": install_name(run), "hardware": place.target.hardware, "requirements": names}
     known["runtimes"] = f"one of: {names}" if names else "(none: the bundle has C alone)"
     return _filled(INSTALL, known)
 
