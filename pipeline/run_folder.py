@@ -185,7 +185,7 @@ class RunFolder:
             command = "quantize"
         elif filename == "verify.json":
             command = "verify"
-        elif filename.endswith(".tar.gz"):
+        elif filename.endswith((".tar.gz", ".deb")):
             command = "package"
         elif filename.endswith("-c"):
             command = "export --format c"
