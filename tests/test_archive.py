@@ -6,6 +6,7 @@ import gzip
 import io
 import json
 import subprocess
+import sys
 import tarfile
 from collections.abc import Callable
 from dataclasses import asdict
@@ -14,6 +15,9 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from conftest import key_files
+from cryptography.hazmat.primitives.asymmetric.ed448 import Ed448PrivateKey
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from deploy.runner import bundle
 from deploy.runner.contract import Contract
@@ -27,11 +31,7 @@ from pipeline.package.archive import (
     read_archive,
     zipped,
 )
-
-ed25519 = pytest.importorskip(
-    "cryptography.hazmat.primitives.asymmetric.ed25519", reason="no package cryptography"
-)
-from cryptography.hazmat.primitives import serialization  # noqa: E402
+from pipeline.package.signature import PASSPHRASE, signing_key
 
 CONTRACT = Contract(
     *("bands", "fp32", "drawn by hand", ("top", "bottom"), (1, 4, 6), "picture", "logits"),
@@ -44,7 +44,8 @@ OUTSIDE: dict[str, bytes | Link] = {
     "usr/share/doc/pi-bands/copyright": b"Nobody's\n",
     "usr/bin/pi-bands": Link("/opt/pi-bands/classify"),
 }
-KEY = ed25519.Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
+OTHER: Any = Ed448PrivateKey.generate()  # has the same methods
+KEY = Ed25519PrivateKey.from_private_bytes(bytes(range(32)))
 
 
 def contents(key: Any = None) -> dict[str, bytes]:
@@ -88,6 +89,13 @@ PACKED = {
 def packed(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     path = tmp_path / str(request.param)
     path.write_bytes(PACKED[path.name])
+    return path
+
+
+@pytest.fixture
+def public(tmp_path: Path) -> Path:
+    path = tmp_path / "public.pem"
+    path.write_bytes(key_files(KEY)[1])
     return path
 
 
@@ -209,20 +217,6 @@ def test_what_was_changed_is_named(name: str, tmp_path: Path) -> None:
 # --- The signature --------------------------------------------------------------------------------
 
 
-def pem(key: Any) -> bytes:
-    public: bytes = key.public_key().public_bytes(
-        serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
-    )
-    return public
-
-
-@pytest.fixture
-def public(tmp_path: Path) -> Path:
-    path = tmp_path / "public.pem"
-    path.write_bytes(pem(KEY))
-    return path
-
-
 def test_a_signed_bundle_passes_with_its_makers_key(packed: Path, public: Path) -> None:
     done = package("--check", packed, "--key", public)
     assert done.exit_code == 0
@@ -230,7 +224,7 @@ def test_a_signed_bundle_passes_with_its_makers_key(packed: Path, public: Path) 
 
 
 def test_another_key_is_refused(packed: Path, tmp_path: Path) -> None:
-    (tmp_path / "other.pem").write_bytes(pem(ed25519.Ed25519PrivateKey.generate()))
+    (tmp_path / "other.pem").write_bytes(key_files(Ed25519PrivateKey.generate())[1])
     done = package("--check", packed, "--key", tmp_path / "other.pem")
     assert done.exit_code == 3
     assert "not a signature by the owner of" in done.stderr and done.stderr.count("\n") == 1
@@ -261,7 +255,8 @@ def test_an_unsigned_bundle_is_refused_with_a_key(public: Path, tmp_path: Path) 
 BAD_KEYS: dict[str, tuple[bytes | None, int, str]] = {
     "none": (None, 4, "cannot be read"),
     "no PEM": (b"ssh-ed25519 AAAA", 3, "not a public key in PEM"),
-    "private": (b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n", 3, "not a publ"),
+    "private": (key_files(KEY)[0], 3, "not a public key in PEM"),
+    "another algorithm": (key_files(OTHER)[1], 3, "not of Ed25519"),
 }
 
 
@@ -274,6 +269,48 @@ def test_a_bad_public_key_is_said(name: str, packed: Path, tmp_path: Path) -> No
     assert done.exit_code == code
     assert reason in done.stderr and "openssl pkey" in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("passphrase", [None, b"a phrase"])
+def test_a_key_is_read_from_a_file(
+    passphrase: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(PASSPHRASE, "a phrase")
+    (tmp_path / "k.pem").write_bytes(key_files(KEY, passphrase)[0])
+    assert signing_key(tmp_path / "k.pem").sign(b"x") == KEY.sign(b"x")
+
+
+UNFIT: dict[str, tuple[bytes | None, str, int, str]] = {
+    "none": (None, "", 4, "cannot be read"),
+    "encrypted": (key_files(KEY, b"a phrase")[0], "", 2, f"give its passphrase in {PASSPHRASE}"),
+    "another phrase": (key_files(KEY, b"a phrase")[0], "b", 3, "is not its passphrase"),
+    "public": (key_files(KEY)[1], "", 3, "not a private key in PEM"),
+    "another algorithm": (key_files(OTHER)[0], "", 3, "not of Ed25519; make one: openssl genpkey"),
+    "empty": (b"", "", 3, "not a private key in PEM"),
+}
+
+
+@pytest.mark.parametrize("name", UNFIT)
+def test_a_key_that_cannot_sign_is_refused(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    content, phrase, code, reason = UNFIT[name]
+    monkeypatch.setenv(PASSPHRASE, phrase)
+    if content is not None:
+        (tmp_path / "k.pem").write_bytes(content)
+    done = package("--target", "host", "--sign", tmp_path / "k.pem")
+    assert done.exit_code == code
+    assert reason in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_without_the_package_for_signatures_it_is_said(
+    packed: Path, public: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "cryptography.hazmat.primitives", None)
+    for arguments in (["--check", packed, "--key", public], ["--target", "host", "--sign", public]):
+        done = package(*arguments)
+        assert done.exit_code == 4
+        assert "pip install cryptography" in done.stderr and done.stderr.count("\n") == 1
 
 
 MISPLACED: dict[str, tuple[list[str], str]] = {

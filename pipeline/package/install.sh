@@ -151,9 +151,8 @@ if [ -n "$$serve" ]; then
         printf '%s\n' "$$line"
     done <"$$new/bundle/$$service" >"$$units/.$$service"
     mv "$$units/.$$service" "$$units/$$service"
-    systemctl --user daemon-reload
-    systemctl --user enable "$$service" 2>/dev/null
-    systemctl --user restart "$$service" || fail 1 "$$service did not start" "see 'systemctl --user status $$service'"
+    systemctl --user daemon-reload && systemctl --user enable "$$service" 2>/dev/null &&
+        systemctl --user restart "$$service" || fail 1 "$$service did not start" "see 'systemctl --user status $$service'"
     echo "service: $$service; to have it without a login: loginctl enable-linger"
 fi
 if [ -n "$$same" ]; then echo "already installed, and tested again: $$prefix/current"; else echo "installed: $$prefix/current"; fi

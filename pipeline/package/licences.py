@@ -107,8 +107,8 @@ def notices(linked: Iterable[Linked], wheels: Iterable[Wheel]) -> bytes:
     """The file NOTICES."""
     parts = [
         "What pipeline made or brings along (runner.pyz, the C in classify and in *.so, the\n"
-        "scripts) is under the Apache License 2.0: see LICENSE. The models' weights, and the data\n"
-        "that they come from, are their owners'.\n"
+        "scripts) is Copyright 2026 the authors of pipeline, under the Apache License 2.0: see\n"
+        "LICENSE. The models' weights, and the data that they come from, are their owners'.\n"
     ]
     for library in linked:
         head = f"classify contains {library.name} {library.version} ({library.licence})"
