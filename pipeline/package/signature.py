@@ -64,7 +64,8 @@ def signing_key(path: Path) -> Ed25519PrivateKey:
 
 def public_hex(key: Ed25519PrivateKey) -> str:
     """Its public key's 32 bytes, which say whose a signature is."""
-    return key.public_key().public_bytes_raw().hex()
+    public: bytes = key.public_key().public_bytes_raw()
+    return public.hex()
 
 
 def check_signed(archive: Path, key: Path) -> dict[str, Any]:
