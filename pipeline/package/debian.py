@@ -75,6 +75,10 @@ $name: dir-or-file-in-opt [opt/*]
 # One file that runs whatever the system's C library is, on any release.
 $name: statically-linked-binary [opt/$name/classify]
 """
+FREESTANDING = """\
+# The generated C of this model calls nothing of the C library.
+$name: library-not-linked-against-libc [opt/$name/$library]
+"""
 MAN = """\
 .TH $upper 1
 .SH NAME
@@ -147,6 +151,10 @@ def outside(
         f"{DEBIAN}postrm": POSTRM,
         f"usr/share/lintian/overrides/{name}": OVERRIDES,
     }
+    for library in sorted(name for name in contents if name.endswith(".so")):
+        if b"libc.so" not in contents[library]:
+            override = Template(FREESTANDING).safe_substitute(library=library)
+            files[f"usr/share/lintian/overrides/{name}"] += override
     found: dict[str, bytes | Link] = {
         path: Template(text).substitute(known).encode() for path, text in files.items()
     }
