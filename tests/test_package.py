@@ -230,6 +230,20 @@ def test_with_a_key_only_what_its_owner_signed_is_installed(
     assert (tmp_path / "place" / "current").exists() == (code == 0)
 
 
+def test_what_was_added_to_a_checked_bundle_is_not_run(bundle: Path, tmp_path: Path) -> None:
+    """The sums do not know of it, and Python would take modules from where it is started."""
+    script = (bundle / "install.sh").read_text()
+    changed = script.replace("requirements=''", "requirements='litert'", 1)
+    assert changed != script
+    resealed(bundle, "install.sh", changed.encode())
+    (bundle / "requirements-litert.txt").write_text("==\n")
+    for name in ("venv.py", "pip.py"):
+        (bundle / name).write_text(f"open({str(tmp_path / 'was run')!r}, 'w')\n")
+    done = install(bundle, prefix=tmp_path / "place")
+    assert done.returncode == 4 and "pip installs no litert" in done.stderr
+    assert not (tmp_path / "was run").exists()
+
+
 def test_a_key_needs_openssl_and_a_file(bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "bin").mkdir()
     for name in ("dirname", "sh"):

@@ -114,12 +114,13 @@ if [ -z "$$same" ]; then
         fail 3 "$$prefix: cannot be written" "make room, or give another --prefix"
     if [ -n "$$runtime" ]; then
         command -v python3 >/dev/null || fail 4 "there is no python3" "install it, or give --no-python"
-        python3 -m venv --system-site-packages "$$work/files/venv" >"$$work/log" 2>&1 ||
+        # -I: a module that lies here besides what was checked is not imported.
+        python3 -I -m venv --system-site-packages "$$work/files/venv" >"$$work/log" 2>&1 ||
             fail 4 "python3 makes no environment" "run 'sudo apt install python3-venv', or give --no-python"
         offline=
         [ -d wheels ] && offline="--no-index --find-links wheels"
         # shellcheck disable=SC2086 # two options
-        "$$work/files/venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+        "$$work/files/venv/bin/python" -I -m pip install --quiet --disable-pip-version-check \
             --require-hashes --no-deps $$offline --requirement "requirements-$$runtime.txt" >"$$work/log" 2>&1 ||
             fail 4 "pip installs no $$runtime ($$(grep -m1 ERROR "$$work/log" || tail -n1 "$$work/log"))" \
                 "see to the network, or make the bundle with --wheelhouse"
