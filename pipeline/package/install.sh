@@ -152,8 +152,11 @@ if [ -n "$$serve" ]; then
         printf '%s\n' "$$line"
     done <"$$new/bundle/$$service" >"$$units/.$$service"
     mv "$$units/.$$service" "$$units/$$service"
-    systemctl --user daemon-reload && systemctl --user enable "$$service" 2>/dev/null &&
-        systemctl --user restart "$$service" || fail 1 "$$service did not start" "see 'systemctl --user status $$service'"
+    for order in daemon-reload "enable $$service" "restart $$service"; do
+        # shellcheck disable=SC2086 # two words
+        systemctl --user $$order 2>/dev/null ||
+            fail 1 "$$service did not start" "see 'systemctl --user status $$service'"
+    done
     echo "service: $$service; to have it without a login: loginctl enable-linger"
 fi
 if [ -n "$$same" ]; then echo "already installed, and tested again: $$prefix/current"; else echo "installed: $$prefix/current"; fi
