@@ -31,6 +31,7 @@ from .cli_options import (
     shape_of,
     split,
 )
+from .cli_package import package
 from .cli_verify import verify
 from .errors import INTERRUPTED, UsageError, UserError, unknown
 
@@ -358,72 +359,7 @@ def _export_file(
 
 
 main.add_command(verify)
-
-
-@main.command()
-@RUN
-@click.option("--target", metavar="BOARD", help="pi-zero, pi-32, pi-zero-2, pi-3 to pi-5, host.")
-@click.option("--os", "system", metavar="RELEASE", help="bookworm (default) or trixie.")
-@click.option(
-    "--runtime",
-    "runtimes",
-    default="auto",
-    show_default=True,
-    help="What runs there: c, onnx, tflite, some by comma, or all that can.",
-)
-@PRECISION
-@click.option("--wheelhouse", is_flag=True, help="Pack the wheels too: installs without network.")
-@click.option(
-    "--check",
-    type=click.Path(path_type=Path),
-    metavar="FILE",
-    help="Check a bundle instead of making one.",
-)
-@JSON
-def package(
-    run_name: str | None,
-    target: str | None,
-    system: str | None,
-    runtimes: str,
-    precisions: str,
-    wheelhouse: bool,
-    check: Path | None,
-    as_json: bool,
-) -> None:
-    """Pack what was verified into a bundle for a board; without --target for any 64-bit Linux.
-
-    \b
-    Examples:
-      pipeline package
-      pipeline package --target pi-zero
-      pipeline package --target pi-4 --os trixie --runtime c,tflite --wheelhouse
-      pipeline package --check runs/lenet5-digits/lenet5-bundle.tar.gz
-    """
-    formats = () if runtimes == "auto" else split("runtime", runtimes, FORMATS)
-    from .console import say
-    from .package import Order, bundle_name, check_archive, package_run
-    from .run_folder import RunFolder
-
-    if check is not None:
-        manifest = check_archive(check)
-        if as_json:
-            print_json(manifest)
-        else:
-            click.echo(f"{check}: intact, {len(manifest['files'])} files")
-        return
-    chosen = split("precision", precisions, PRECISIONS)
-    order = Order.of(formats, chosen, target, system, wheelhouse)
-    run = RunFolder.open(run_name)
-    made = package_run(run, order, on_note=say)
-    path = run.path / bundle_name(run, target)
-    size = run.entry(path.name)["bytes"]
-    if as_json:
-        print_json({"run": run.name, "file": str(path), "made": made, "bytes": size})
-        return
-    click.echo(f"{path}  {size:,} bytes{'' if made else ' (unchanged)'}")
-    if "c" in order.formats and "c" not in run.entry(path.name)["config"]:
-        say("note: C is not in it, since nothing compiled it for 'pipeline verify'; install gcc")
-    say("next: copy it to the Pi, unpack it and follow its README.md")
+main.add_command(package)
 
 
 main.add_command(deploy)

@@ -185,7 +185,7 @@ class RunFolder:
             command = "quantize"
         elif filename == "verify.json":
             command = "verify"
-        elif filename.endswith(".tar.gz"):
+        elif filename.endswith((".tar.gz", ".deb")):
             command = "package"
         elif filename.startswith("device-"):
             command = f"deploy {self.record['artefacts'][filename]['config']['host']}"

@@ -13,10 +13,19 @@ from typing import Any
 
 import pytest
 from click.testing import CliRunner
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
+from cryptography.hazmat.primitives.serialization import (
+    BestAvailableEncryption,
+    Encoding,
+    NoEncryption,
+    PrivateFormat,
+    PublicFormat,
+)
 from filelock import FileLock
 from hypothesis import settings
 
 from pipeline.cli import main
+from pipeline.verify.compiler import compiler
 
 # Examples follow from the test alone, and a busy machine fails no test.
 settings.register_profile("house", deadline=None, derandomize=True)
@@ -54,6 +63,37 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
             assert done.returncode == 0, done.stderr
             (runs / "report.json").write_text(done.stdout)
     return runs
+
+
+@pytest.fixture(scope="session")
+def packed(trained: Path) -> Path:
+    """The signed .tar.gz for `host` with C alone, of int8, in a runs folder of its own; beside that
+    `private.pem` and `public.pem`.
+    """
+    if compiler() is None:
+        pytest.skip("there is no C compiler")
+    place = trained.parent / "packed"
+    archive = place / "runs" / "small" / "lenet5-classic-host-bundle.tar.gz"
+    with FileLock(trained.parent / "packed.lock"):
+        if not archive.exists():
+            shutil.copytree(trained, place / "runs")
+            private, public = key_files(Ed25519PrivateKey.generate())
+            (place / "private.pem").write_bytes(private)
+            (place / "public.pem").write_bytes(public)
+            options = ["--target", "host", "--runtime", "c", "--precision", "int8"]
+            options += ["--sign", str(place / "private.pem")]
+            done = pipeline("package", "--run", "small", *options, runs=place / "runs")
+            assert done.returncode == 0, done.stderr
+    return archive
+
+
+def key_files(key: Ed25519PrivateKey, passphrase: bytes | None = None) -> tuple[bytes, bytes]:
+    """Both halves of a key in PEM, as openssl writes them."""
+    kind = BestAvailableEncryption(passphrase) if passphrase else NoEncryption()
+    return (
+        key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, kind),
+        key.public_key().public_bytes(Encoding.PEM, PublicFormat.SubjectPublicKeyInfo),
+    )
 
 
 @pytest.fixture(scope="session")

@@ -1,5 +1,6 @@
 """The contract in every model file, the meaning of the scores, and the seal on a bundle."""
 
+import copy
 import json
 from dataclasses import replace
 from types import SimpleNamespace
@@ -186,7 +187,24 @@ def test_selftest_judges_outputs(contract, golden, found, passed, tmp_path):
 
 FILES = {"model.onnx": b"weights", "golden.npz": b"vectors", "LICENSE": b"Apache"}
 HASHES = {name: bundle.sha256(content) for name, content in FILES.items()}
-SEALED = FILES | {bundle.MANIFEST: bundle.seal({"schema": bundle.SCHEMA, "files": HASHES})}
+MANIFEST = {
+    "schema": bundle.SCHEMA,
+    "run": "by-hand",
+    "pipeline_version": "0.1.0",
+    "contracts": {"fp32": json.loads(FP32.to_json())},
+    "models": {
+        "model.onnx": {
+            "precision": "fp32",
+            "accuracy": 1.0,
+            "verified_with": "onnxruntime",
+            "equal_to_program": 1.0,
+        }
+    },
+    "int8_steps": 1.0,
+    "test_images": 5,
+    "files": HASHES,
+}
+SEALED = FILES | {bundle.MANIFEST: bundle.seal(MANIFEST)}
 
 
 def check(contents):
@@ -223,12 +241,57 @@ def test_any_flipped_bit_of_the_manifest_is_found(position, bit):
         pytest.param(SEALED[bundle.MANIFEST][:-5], id="truncated"),
         pytest.param(SEALED[bundle.MANIFEST] + b"\n", id="longer"),
         pytest.param(bundle.seal({"schema": 1}), id="no files"),
-        pytest.param(bundle.seal({"schema": 99, "files": HASHES}), id="a later schema"),
+        pytest.param(bundle.seal(MANIFEST | {"schema": 99}), id="a later schema"),
+        pytest.param(b"[" * 100_000, id="endlessly nested"),
     ],
 )
 def test_a_manifest_that_is_none_is_refused(manifest):
     with pytest.raises(BadInput, match=r"bundle/manifest\.json"):
         check(SEALED | {bundle.MANIFEST: manifest})
+
+
+def places(record, path=()):
+    """Where anything is in a JSON document."""
+    for key, value in record.items():
+        yield (*path, key)
+        if isinstance(value, dict):
+            yield from places(value, (*path, key))
+
+
+WITH_ALL = MANIFEST | {
+    "target": {"name": "host", "hardware": "this one"},
+    "package": {"usr/bin/it": "0" * 64},
+}
+
+
+@pytest.mark.parametrize("path", list(places(WITH_ALL)), ids="/".join)
+@pytest.mark.parametrize("value", [None, True, [], "word", 3, {"a": 1}, ...], ids=repr)
+def test_a_sealed_manifest_with_a_missing_or_mistyped_field_is_refused_or_works(
+    path, value, tmp_path
+):
+    """Whoever seals it, it is an error of one line, or all that the runner does with it works."""
+    manifest = copy.deepcopy(WITH_ALL)
+    place = manifest
+    for key in path[:-1]:
+        place = place[key]
+    if value is ...:
+        del place[path[-1]]
+    else:
+        place[path[-1]] = value
+    for name, content in (FILES | {bundle.MANIFEST: bundle.seal(manifest)}).items():
+        (tmp_path / name).write_bytes(content)
+    try:
+        opened = bundle.Bundle.open(tmp_path)
+    except BadInput as error:
+        assert "\n" not in str(error)
+        assert bundle.MANIFEST in str(error) or any(name in str(error) for name in FILES)
+        return
+    assert opened.contract(opened.default_precision()).labels
+    assert opened.models("fp32") == {".onnx": tmp_path / "model.onnx"}
+    assert opened.manifest["models"]["model.onnx"]["accuracy"] >= 0
+    assert opened.manifest["int8_steps"] >= 0
+    if "target" in opened.manifest:
+        assert opened.manifest["target"]["name"].islower()
 
 
 @pytest.mark.parametrize(

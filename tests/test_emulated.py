@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
+import os
 import shutil
 import struct
 import subprocess
@@ -258,3 +259,97 @@ def test_a_bundle_is_the_same_bytes_from_another_folder(
     done = pipeline("package", "--run", "small", *options, runs=tmp_path / "elsewhere")
     assert done.returncode == 0, done.stderr
     assert copy.read_bytes() == archive.read_bytes()
+
+
+# --- Packages for dpkg ----------------------------------------------------------------------------
+
+# In a user namespace of its own the kernel runs a board's programs by the emulator (Linux 6.7).
+# sh, where dpkg is in it, finds the emulated processor in QEMU_CPU.
+NAMESPACE = """
+mount -t binfmt_misc none /proc/sys/fs/binfmt_misc
+printf '%s' "$1" > /proc/sys/fs/binfmt_misc/register
+shift
+exec "$@"
+"""
+MACHINES = {"qemu-aarch64": 183, "qemu-arm": 40}  # e_machine of ELF
+
+
+def within(board: str, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command here whose children may be programs of the board."""
+    interpreter, _, model = emulator(board)
+    machine = MACHINES[BOARDS[board].qemu]
+    size = 2 if machine == 183 else 1  # 64 or 32 bits
+    magic = f"\\x7fELF\\x0{size}\\x01\\x01" + "\\x00" * 9 + f"\\x02\\x00\\x{machine:02x}\\x00"
+    mask = "\\xff" * 7 + "\\x00" * 9 + "\\xff" * 4
+    register = f":board:M::{magic}:{mask}:{interpreter}:F"
+    inside = ["sh", "-ec", NAMESPACE, "sh", register, *command]
+    return subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", *inside],
+        env=os.environ | {"QEMU_CPU": model},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def dpkg(board: str, root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    forced = ["--force-script-chrootless", "--force-depends", "--force-architecture"]
+    return within(board, "dpkg", f"--root={root}", *forced, *arguments)
+
+
+@pytest.fixture(scope="session")
+def deb(bundles: Callable[[str], tuple[Path, Path]]) -> Callable[[str], Path]:
+    """By target the .deb of what is in `bundles`."""
+    if shutil.which("dpkg") is None:
+        pytest.skip("there is no dpkg")
+    if shutil.which("unshare") is None or within("pi-4", "true").returncode != 0:
+        pytest.skip("no user namespaces with a binfmt_misc of their own")
+
+    @functools.cache
+    def packed(target: str) -> Path:
+        runs = bundles(target)[0].parents[1]
+        options = ["--target", target, "--runtime", "c", "--precision", "int8", "--format", "deb"]
+        done = pipeline("package", "--run", "small", *options, "--json", runs=runs)
+        assert done.returncode == 0, done.stderr
+        return Path(json.loads(done.stdout)["file"])
+
+    return packed
+
+
+@pytest.mark.parametrize("target", WEAKEST)
+def test_dpkg_installs_tests_and_removes_a_package_on_its_weakest_board(
+    target: str, deb: Callable[[str], Path], tmp_path: Path
+) -> None:
+    package, board = deb(target), WEAKEST[target]
+    done = dpkg(board, tmp_path, "--install", str(package))
+    assert done.returncode == 0, done.stderr
+    name = "pi-lenet5-classic"
+    assert "install ok installed" in (tmp_path / "var/lib/dpkg/status").read_text()
+    verified = dpkg(board, tmp_path, "--verify", name)
+    assert (verified.returncode, verified.stdout) == (0, "")
+    done = dpkg(board, tmp_path, "--purge", name)
+    assert done.returncode == 0, done.stderr
+    left = [path for path in tmp_path.rglob("*") if not path.is_dir()]
+    assert [path for path in left if "var/lib/dpkg" not in str(path)] == []
+
+
+def test_a_package_says_that_the_board_is_the_wrong_one(
+    deb: Callable[[str], Path], tmp_path: Path
+) -> None:
+    """ARMv7 code on a Pi Zero ends in an illegal instruction, though both are armhf to dpkg."""
+    done = dpkg("pi-zero", tmp_path, "--install", str(deb("pi-32")))
+    assert done.returncode != 0
+    assert (
+        "error: pi-lenet5-classic does not compute here what was trained: it is for a Pi 2, 3"
+        in (done.stderr)
+    )
+    assert "make the package with another --target" in done.stderr
+
+
+@pytest.mark.parametrize("target", WEAKEST)
+def test_lintian_finds_no_errors_in_any_package(target: str, deb: Callable[[str], Path]) -> None:
+    if shutil.which("lintian") is None:
+        pytest.skip("there is no lintian")
+    command = ["lintian", "--fail-on", "error,warning", "--allow-root", str(deb(target))]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -11,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Cli, pipeline
+from conftest import Cli
+from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from pipeline.errors import UsageError
 from pipeline.package import Order, check_archive
 from pipeline.package.targets import PYTHONS, TARGETS, place_of
-from pipeline.verify.compiler import compiler
 
 NAME = "lenet5-classic-host-bundle"
 
@@ -47,6 +48,16 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "wheels of nothing": (["--target", "pi-zero", "--wheelhouse"], "C needs no wheels"),
     "C of nothing": (["--runtime", "c"], "give --target"),
     "runtime": (["--runtime", "tensorrt"], "unknown runtime 'tensorrt'"),
+    "format": (["--target", "host", "--format", "rpm"], "known: tar.gz, deb"),
+    "deb of nothing": (["--format", "deb"], "deb belong to a --target"),
+    "wheels in a deb": (
+        ["--target", "pi-4", "--format", "deb", "--wheelhouse"],
+        "leave it out (apt installs python3-numpy), or give --format tar.gz",
+    ),
+    "a deb without C": (
+        ["--target", "pi-4", "--format", "deb", "--runtime", "onnx"],
+        "add c to --runtime",
+    ),
 }
 
 
@@ -70,19 +81,6 @@ def test_the_release_decides_the_runtimes() -> None:
 
 # --- A bundle for this machine --------------------------------------------------------------------
 
-needs_compiler = pytest.mark.skipif(compiler() is None, reason="there is no C compiler")
-
-
-@pytest.fixture(scope="module")
-def packed(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The archive for `host` with C alone, of int8."""
-    runs = tmp_path_factory.mktemp("packed") / "runs"
-    shutil.copytree(trained, runs)
-    options = ["--target", "host", "--runtime", "c", "--precision", "int8"]
-    done = pipeline("package", "--run", "small", *options, runs=runs)
-    assert done.returncode == 0, done.stderr
-    return runs / "small" / f"{NAME}.tar.gz"
-
 
 @pytest.fixture
 def bundle(packed: Path, tmp_path: Path) -> Path:
@@ -97,17 +95,16 @@ def install(bundle: Path, *options: str, prefix: Path) -> subprocess.CompletedPr
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-@needs_compiler
 def test_a_bundle_says_what_it_is_for_and_holds_it(packed: Path) -> None:
     manifest = check_archive(packed)
     assert manifest["target"]["name"] == "host"
     assert list(manifest["models"]) == ["lenet5-classic-int8.so"]
     assert manifest["models"]["lenet5-classic-int8.so"]["verified_with"].startswith("c ")
-    assert {"classify", "include/model.h", "install.sh", "SHA256SUMS"} <= set(manifest["files"])
+    there = {"classify", "include/model.h", "install.sh", "NOTICES", "sbom.cdx.json"}
+    assert there <= set(manifest["files"])
     assert not [name for name in manifest["files"] if name.startswith(("requirements", "c/"))]
 
 
-@needs_compiler
 def test_the_library_is_a_model_of_the_runner(bundle: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(bundle / "runner.pyz"), "selftest", "--json"],
@@ -120,7 +117,6 @@ def test_the_library_is_a_model_of_the_runner(bundle: Path) -> None:
     assert result["runtime"].startswith("c ") and result["equal"] == 1.0
 
 
-@needs_compiler
 def test_an_installation_is_repeated_replaced_and_removed(bundle: Path, tmp_path: Path) -> None:
     prefix = tmp_path / "some where"
     done = install(bundle, "--no-python", prefix=prefix)
@@ -176,7 +172,6 @@ BAD: dict[str, tuple[Any, list[str], int, str]] = {
 }
 
 
-@needs_compiler
 @pytest.mark.parametrize("name", BAD)
 def test_what_goes_wrong_leaves_the_installation_as_it_was(
     name: str, bundle: Path, tmp_path: Path
@@ -192,3 +187,155 @@ def test_what_goes_wrong_leaves_the_installation_as_it_was(
     assert reason in done.stderr and done.stderr.count("\n") == 1
     assert (prefix / "current" / "bundle" / "classify").is_file()
     assert sorted(path.relative_to(prefix) for path in prefix.rglob("*")) == before
+
+
+# --- With a key -----------------------------------------------------------------------------------
+
+
+def resigned(bundle: Path) -> None:
+    """By another key."""
+    signature = Ed25519PrivateKey.generate().sign((bundle / "SHA256SUMS").read_bytes())
+    (bundle / "SHA256SUMS.sig").write_bytes(signature)
+
+
+def changed_with_its_sum(bundle: Path) -> None:
+    resealed(bundle, "README.md", b"another version\n")
+
+
+WITH_KEY: dict[str, tuple[Any, int, str]] = {
+    "signed": (None, 0, ""),
+    "another key": (resigned, 3, "no signature by the owner of"),
+    "not signed": (
+        lambda bundle: (bundle / "SHA256SUMS.sig").unlink(),
+        3,
+        "not signed (no SHA256SUMS.sig)",
+    ),
+    "changed with its sum": (changed_with_its_sum, 3, "no signature by the owner of"),
+    "changed": (damaged, 3, "the bundle is damaged"),
+}
+
+
+@pytest.mark.skipif(shutil.which("openssl") is None, reason="there is no openssl")
+@pytest.mark.parametrize("name", WITH_KEY)
+def test_with_a_key_only_what_its_owner_signed_is_installed(
+    name: str, packed: Path, bundle: Path, tmp_path: Path
+) -> None:
+    change, code, reason = WITH_KEY[name]
+    if change is not None:
+        change(bundle)
+    key = str(packed.parents[2] / "public.pem")
+    done = install(bundle, "--no-python", "--key", key, prefix=tmp_path / "place")
+    assert done.returncode == code, done.stderr
+    assert reason in done.stderr and done.stderr.count("\n") == bool(code)
+    assert (tmp_path / "place" / "current").exists() == (code == 0)
+
+
+def test_what_was_added_to_a_checked_bundle_is_not_run(bundle: Path, tmp_path: Path) -> None:
+    """The sums do not know of it, and Python would take modules from where it is started."""
+    script = (bundle / "install.sh").read_text()
+    changed = script.replace("requirements=''", "requirements='litert'", 1)
+    assert changed != script
+    resealed(bundle, "install.sh", changed.encode())
+    (bundle / "requirements-litert.txt").write_text("==\n")
+    for name in ("venv.py", "pip.py"):
+        (bundle / name).write_text(f"open({str(tmp_path / 'was run')!r}, 'w')\n")
+    done = install(bundle, prefix=tmp_path / "place")
+    assert done.returncode == 4 and "pip installs no litert" in done.stderr
+    assert not (tmp_path / "was run").exists()
+
+
+def test_a_key_needs_openssl_and_a_file(bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "bin").mkdir()
+    for name in ("dirname", "sh"):
+        (tmp_path / "bin" / name).symlink_to(shutil.which(name) or "")
+    done = subprocess.run(
+        [str(bundle / "install.sh"), "--key", "k.pem", "--prefix", str(tmp_path / "place")],
+        env={"PATH": str(tmp_path / "bin"), "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 4
+    assert done.stderr.startswith("error: there is no openssl") and done.stderr.count("\n") == 1
+    done = install(bundle, "--key", str(tmp_path / "k.pem"), prefix=tmp_path / "place")
+    assert done.returncode == 4 and "k.pem: cannot be read" in done.stderr
+
+
+# --- The unit -------------------------------------------------------------------------------------
+
+SYSTEMCTL = """#!/bin/sh
+echo "$@" >> "$HOME/asked"
+[ "$FAILS" != "$2" ]
+"""
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A home whose systemd says yes to everything, and writes down what it was asked."""
+    folder = tmp_path / "home"
+    (folder / "bin").mkdir(parents=True)
+    (folder / "bin" / "systemctl").write_text(SYSTEMCTL)
+    (folder / "bin" / "systemctl").chmod(0o755)
+    return folder
+
+
+def installed_by(
+    home: Path, bundle: Path, *options: str, fails: str = ""
+) -> subprocess.CompletedProcess[str]:
+    path = f"{home / 'bin'}{os.pathsep}{os.environ['PATH']}"
+    environment = {"HOME": str(home), "PATH": path, "FAILS": fails}
+    command = [str(bundle / "install.sh"), *options]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_the_unit_is_installed_for_the_user_and_removed_with_the_rest(
+    home: Path, bundle: Path
+) -> None:
+    options = ["--no-python", "--prefix", str(home / "50 % there")]
+    done = installed_by(home, bundle, *options, "--service")
+    assert done.returncode == 0, done.stderr
+    unit = home / ".config/systemd/user/pi-lenet5-classic.service"
+    assert f"WorkingDirectory={home}/50 %% there/current/bundle\n" in unit.read_text()
+    asked = (home / "asked").read_text()
+    assert "enable pi-lenet5-classic.service" in asked and "restart pi-lenet5-classic" in asked
+    if shutil.which("systemd-analyze"):
+        environment = {"HOME": str(home), "XDG_RUNTIME_DIR": str(home), "PATH": os.environ["PATH"]}
+        command = ["systemd-analyze", "verify", "--user", str(unit)]
+        verified = subprocess.run(
+            command, env=environment, capture_output=True, text=True, check=False
+        )
+        assert verified.returncode == 0, verified.stderr
+    # What it starts, in the folder that it names, succeeds, and does not where a file is damaged.
+    lines = dict(line.split("=", 1) for line in unit.read_text().splitlines() if "=" in line)
+    folder = Path(lines["WorkingDirectory"].replace("%%", "%"))
+    for name in ("ExecStartPre", "ExecStart"):
+        done = subprocess.run(lines[name].split(), cwd=folder, capture_output=True, check=False)
+        assert done.returncode == 0
+    damaged(folder)
+    done = subprocess.run(lines["ExecStartPre"].split(), cwd=folder, check=False)
+    assert done.returncode == 1
+    # An installation elsewhere leaves the unit alone.
+    other = ["--no-python", "--prefix", str(home / "other")]
+    assert installed_by(home, bundle, *other).returncode == 0
+    assert installed_by(home, bundle, *other, "--uninstall").returncode == 0
+    assert unit.exists()
+    done = installed_by(home, bundle, *options, "--uninstall")
+    assert done.returncode == 0, done.stderr
+    assert not unit.exists() and not (home / "50 % there").exists()
+    assert "disable --now pi-lenet5-classic.service" in (home / "asked").read_text()
+
+
+NO_SERVICE = {
+    "show-environment": (4, "leave out --service", False),
+    "restart": (1, "did not start", True),
+}
+
+
+@pytest.mark.parametrize("fails", NO_SERVICE)
+def test_a_unit_that_cannot_be_started_is_said(fails: str, home: Path, bundle: Path) -> None:
+    code, reason, installed = NO_SERVICE[fails]
+    options = ["--no-python", "--prefix", str(home / "place"), "--service"]
+    done = installed_by(home, bundle, *options, fails=fails)
+    assert done.returncode == code
+    assert reason in done.stderr and done.stderr.count("\n") == 1
+    assert (home / "place" / "current").exists() == installed

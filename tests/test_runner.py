@@ -486,21 +486,3 @@ def test_what_is_no_bundle_archive_is_refused(tmp_path, content):
     (tmp_path / "b.tar.gz").write_bytes(content)
     with pytest.raises((BadInput, Missing), match=r"b\.tar\.gz"):
         check_archive(tmp_path / "b.tar.gz")
-
-
-def test_a_flipped_byte_anywhere_in_an_archive_is_found(tmp_path):
-    files = {"model.onnx": b"weights" * 9}
-    hashes = {name: bundle.sha256(content) for name, content in files.items()}
-    manifest = bundle.seal({"schema": bundle.SCHEMA, "files": hashes})
-    packed = archive("b", files | {bundle.MANIFEST: manifest})
-    path, unnoticed = tmp_path / "b.tar.gz", []
-    for position in range(len(packed)):
-        damaged = bytearray(packed)
-        damaged[position] ^= 0xFF
-        path.write_bytes(damaged)
-        try:
-            check_archive(path)
-            unnoticed.append(position)
-        except BadInput as error:
-            assert str(path) in str(error)
-    assert unnoticed == []

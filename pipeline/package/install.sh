@@ -1,20 +1,25 @@
 #!/bin/sh
-# Installs this bundle for the user who runs it: no root, nothing outside of one folder. A newer
-# version is made beside the old one, tested, and takes its place by one rename.
+# Installs this bundle for the user who runs it: no root, nothing outside of one folder but the unit
+# that --service asks for. A newer version is made beside the old one, tested, and takes its place by
+# one rename.
 set -eu
 
 name='$name'
 hardware='$hardware'
+service='$service.service'
 requirements='$requirements' # the recommended one first; none without a Python runner
 
 usage() {
     cat <<EOF
-usage: install.sh [--prefix FOLDER] [--no-python] [--runtime NAME] [--uninstall]
+usage: install.sh [--prefix FOLDER] [--no-python] [--runtime NAME]
+                  [--key PUBLIC.pem] [--service] [--uninstall]
 
   --prefix FOLDER  where to (default: $$prefix)
   --no-python      only the program and the library, which need nothing
   --runtime NAME   ${runtimes}
-  --uninstall      remove what was installed there
+  --key FILE       install only if the owner of this public key has signed the bundle
+  --service        also a systemd unit of this user, $$service: intact and right?
+  --uninstall      remove what was installed there, and its unit
 EOF
 }
 
@@ -23,14 +28,21 @@ fail() { # exit code, what is wrong, the mend
     exit "$$1"
 }
 
+folder() { # the line of the unit; a percent sign is special there
+    printf 'WorkingDirectory=%s/current/bundle\n' "$$(printf '%s' "$$prefix" | sed 's/%/%%/g')"
+}
+
 prefix=$${XDG_DATA_HOME:-$$HOME/.local/share}/$$name
 runtime=$${requirements%% *}
-uninstall=
+uninstall='' key='' serve=''
+units=$${XDG_CONFIG_HOME:-$$HOME/.config}/systemd/user
 while [ $$# -gt 0 ]; do
     case $$1 in
     --prefix) prefix=$${2:-}; shift ;;
     --runtime) runtime=$${2:-}; shift ;;
     --no-python) runtime='' requirements='' ;;
+    --key) key=$${2:-}; shift ;;
+    --service) serve=yes ;;
     --uninstall) uninstall=yes ;;
     -h | --help) usage; exit 0 ;;
     *) fail 2 "unknown option $$1" "see install.sh --help" ;;
@@ -49,6 +61,11 @@ if [ -n "$$uninstall" ]; then
         rm -rf "$$version"
     done
     rm "$$prefix/current"
+    if grep -qsxF "$$(folder)" "$$units/$$service"; then # not that of another prefix
+        systemctl --user disable --now "$$service" >/dev/null 2>&1 || true
+        rm "$$units/$$service"
+        systemctl --user daemon-reload >/dev/null 2>&1 || true
+    fi
     rmdir "$$prefix" 2>/dev/null || echo "left alone: what else is in $$prefix"
     echo "removed from $$prefix"
     exit 0
@@ -58,7 +75,21 @@ case " $$requirements " in
 *" $$runtime "*) ;;
 *) fail 2 "unknown runtime '$$runtime'" "choose one of: $${requirements:-none, the bundle has C alone}" ;;
 esac
+if [ -n "$$serve" ]; then
+    systemctl --user show-environment >/dev/null 2>&1 ||
+        fail 4 "no systemd of user $$(id -un) answers" "log in as that user, or leave out --service"
+fi
+if [ -n "$$key" ]; then
+    command -v openssl >/dev/null || fail 4 "there is no openssl, which --key needs" "run 'sudo apt install openssl'"
+    [ -r "$$key" ] || fail 4 "$$key: cannot be read" "give the public key of the bundle's maker"
+    key=$$(realpath "$$key")
+fi
 cd "$$(dirname "$$0")"
+if [ -n "$$key" ]; then
+    [ -f SHA256SUMS.sig ] || fail 3 "the bundle is not signed (no SHA256SUMS.sig)" "get a signed one, or leave out --key"
+    openssl pkeyutl -verify -pubin -inkey "$$key" -rawin -in SHA256SUMS -sigfile SHA256SUMS.sig >/dev/null 2>&1 ||
+        fail 3 "SHA256SUMS.sig is no signature by the owner of $$key" "do not use this bundle, or give its maker's own key"
+fi
 sha256sum --check --quiet --strict SHA256SUMS >/dev/null 2>&1 ||
     fail 3 "the bundle is damaged" "copy and unpack it again"
 ./classify --version >/dev/null 2>&1 ||
@@ -83,12 +114,13 @@ if [ -z "$$same" ]; then
         fail 3 "$$prefix: cannot be written" "make room, or give another --prefix"
     if [ -n "$$runtime" ]; then
         command -v python3 >/dev/null || fail 4 "there is no python3" "install it, or give --no-python"
-        python3 -m venv --system-site-packages "$$work/files/venv" >"$$work/log" 2>&1 ||
+        # -I: a module that lies here besides what was checked is not imported.
+        python3 -I -m venv --system-site-packages "$$work/files/venv" >"$$work/log" 2>&1 ||
             fail 4 "python3 makes no environment" "run 'sudo apt install python3-venv', or give --no-python"
         offline=
         [ -d wheels ] && offline="--no-index --find-links wheels"
         # shellcheck disable=SC2086 # two options
-        "$$work/files/venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+        "$$work/files/venv/bin/python" -I -m pip install --quiet --disable-pip-version-check \
             --require-hashes --no-deps $$offline --requirement "requirements-$$runtime.txt" >"$$work/log" 2>&1 ||
             fail 4 "pip installs no $$runtime ($$(grep -m1 ERROR "$$work/log" || tail -n1 "$$work/log"))" \
                 "see to the network, or make the bundle with --wheelhouse"
@@ -113,6 +145,20 @@ mv -T "$$prefix/.current-$$$$" "$$prefix/current" # one rename: there is always 
 for other in "$$prefix"/version-*; do
     [ "$$other" = "$$new" ] || rm -rf "$$other"
 done
+if [ -n "$$serve" ]; then
+    mkdir -p "$$units"
+    while IFS= read -r line; do
+        case $$line in WorkingDirectory=*) line=$$(folder) ;; esac
+        printf '%s\n' "$$line"
+    done <"$$new/bundle/$$service" >"$$units/.$$service"
+    mv "$$units/.$$service" "$$units/$$service"
+    for order in daemon-reload "enable $$service" "restart $$service"; do
+        # shellcheck disable=SC2086 # two words
+        systemctl --user $$order 2>/dev/null ||
+            fail 1 "$$service did not start" "see 'systemctl --user status $$service'"
+    done
+    echo "service: $$service; to have it without a login: loginctl enable-linger"
+fi
 if [ -n "$$same" ]; then echo "already installed, and tested again: $$prefix/current"; else echo "installed: $$prefix/current"; fi
 echo "$$prefix/current/bundle/classify picture.pgm"
 [ -z "$$runtime" ] || echo "$$prefix/current/venv/bin/python $$prefix/current/bundle/runner.pyz predict photo.jpg"

@@ -41,7 +41,8 @@ def native_files(
 def _made(folder: Path, place: Place, target: str) -> bytes:
     if place.target.board:
         return compiled(folder, place.target.board, target)
-    return built(Sources.of(folder), target=target)
+    options = ["LDFLAGS=-s"] if target == LIBRARY else []  # as Zig's are
+    return built(Sources.of(folder), options, target)
 
 
 def try_out(place: Place, classify: bytes) -> None:

@@ -3,11 +3,24 @@
 from __future__ import annotations
 
 import platform
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
 
-from ..errors import UsageError, unknown
+import deploy
+
+from ..errors import BadInput, UsageError, unknown
+
+
+class Newest(NamedTuple):
+    """Versions of ONNX files: of the format, and of the default operators."""
+
+    ir: int
+    opset: int
+
 
 PYTHONS = {"bookworm": "3.11", "trixie": "3.13"}  # of Raspberry Pi OS, by its release
 LIBCS = {"bookworm": 36, "trixie": 41}  # glibc 2.x of these, which decides the wheels that fit
@@ -18,6 +31,19 @@ RUNTIMES = {
     "aarch64": tuple(FORMATS),
     "armv7l": ("tflite-runtime",),
     "": (),
+}
+ARCHITECTURES = {  # what Debian and Raspberry Pi OS call them; the latter calls ARMv6 armhf, too
+    "x86_64": "amd64",
+    "aarch64": "arm64",
+    "armv7l": "armhf",
+    "": "armhf",
+}
+# The newest ONNX that ONNX Runtime reads, by its minor release (found by loading files).
+ONNX_READ = {
+    "1.28": Newest(ir=13, opset=26),
+    "1.29": Newest(ir=13, opset=26),
+    "1.30": Newest(ir=13, opset=26),
+    "1.31": Newest(ir=13, opset=26),
 }
 
 
@@ -106,3 +132,21 @@ def place_of(name: str, system: str | None = None) -> Place:
     if system not in PYTHONS:
         raise unknown("system", system, PYTHONS)
     return Place(name, system, target, PYTHONS[system], LIBCS[system])
+
+
+def refuse_newer(name: str, model: bytes) -> None:
+    """Raises BadInput for an ONNX file that the ONNX Runtime of the requirements cannot read."""
+    import onnx
+
+    text = (Path(deploy.__file__).parent / "requirements" / "onnxruntime.txt").read_text()
+    release = re.findall(r"^onnxruntime==(\d+\.\d+)", text, re.MULTILINE)[0]
+    newest = ONNX_READ[release]
+    read = onnx.load_from_string(model)
+    opset = max((e.version for e in read.opset_import if e.domain in ("", "ai.onnx")), default=0)
+    for what, found, limit in (("IR", read.ir_version, newest.ir), ("opset", opset, newest.opset)):
+        if found > limit:
+            raise BadInput(
+                f"{name}: {what} {found}, but onnxruntime {release} on the device reads up to "
+                f"{limit}",
+                "export it again with 'pipeline export --format onnx'",
+            )

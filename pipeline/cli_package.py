@@ -1,0 +1,108 @@
+"""`pipeline package`: make a bundle for a board, or check one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from .cli_options import FORMATS, JSON, PRECISION, PRECISIONS, RUN, print_json, split
+from .errors import UsageError
+
+
+@click.command()
+@RUN
+@click.option("--target", metavar="BOARD", help="pi-zero, pi-32, pi-zero-2, pi-3 to pi-5, host.")
+@click.option("--os", "system", metavar="RELEASE", help="bookworm (default) or trixie.")
+@click.option(
+    "--runtime",
+    "runtimes",
+    default="auto",
+    show_default=True,
+    help="What runs there: c, onnx, tflite, some by comma, or all that can.",
+)
+@PRECISION
+@click.option("--wheelhouse", is_flag=True, help="Pack the wheels too: installs without network.")
+@click.option(
+    "--format", "kind", default="tar.gz", show_default=True, help="tar.gz, or deb for dpkg."
+)
+@click.option(
+    "--sign",
+    type=click.Path(path_type=Path),
+    metavar="PRIVATE.pem",
+    help="Sign it. Make a key with 'openssl genpkey -algorithm ed25519 -out PRIVATE.pem'; the "
+    "passphrase of an encrypted one is taken from PIPELINE_SIGN_PASSPHRASE.",
+)
+@click.option(
+    "--check",
+    type=click.Path(path_type=Path),
+    metavar="FILE",
+    help="Check a bundle instead of making one.",
+)
+@click.option(
+    "--key",
+    type=click.Path(path_type=Path),
+    metavar="PUBLIC.pem",
+    help="With --check: whose signature it must have. 'openssl pkey -in PRIVATE.pem -pubout' "
+    "prints the public key.",
+)
+@JSON
+def package(as_json: bool, **options: Any) -> None:
+    """Pack what was verified into a bundle for a board; without --target for any 64-bit Linux.
+
+    \b
+    Examples:
+      pipeline package
+      pipeline package --target pi-zero
+      pipeline package --target pi-4 --os trixie --runtime c,tflite --wheelhouse
+      pipeline package --target pi-5 --format deb --sign private.pem
+      pipeline package --check runs/lenet5-digits/lenet5-bundle.tar.gz --key public.pem
+    """
+    if options["check"] is not None:
+        _check(options["check"], options["key"], as_json)
+        return
+    if options["key"] is not None:
+        raise UsageError("--key belongs to --check", "to sign, give --sign PRIVATE.pem")
+    runtimes, target = options["runtimes"], options["target"]
+    formats = () if runtimes == "auto" else split("runtime", runtimes, FORMATS)
+    from .console import say
+    from .package import Order, bundle_name, package_run, signing_key
+    from .run_folder import RunFolder
+
+    chosen = split("precision", options["precisions"], PRECISIONS)
+    order = Order.of(
+        formats, chosen, target, options["system"], options["wheelhouse"], options["kind"]
+    )
+    key = signing_key(options["sign"]) if options["sign"] is not None else None
+    run = RunFolder.open(options["run_name"])
+    made = package_run(run, order, key, on_note=say)
+    path = run.path / bundle_name(run, target, order.kind)
+    size = run.entry(path.name)["bytes"]
+    if as_json:
+        print_json({"run": run.name, "file": str(path), "made": made, "bytes": size})
+        return
+    click.echo(f"{path}  {size:,} bytes{'' if made else ' (unchanged)'}")
+    if "c" in order.formats and "c" not in run.entry(path.name)["config"]:
+        say("note: C is not in it, since nothing compiled it for 'pipeline verify'; install gcc")
+    if order.kind == "deb":
+        say(f"next: copy it to the Pi, and there: sudo apt install ./{path.name}")
+    else:
+        say("next: copy it to the Pi, unpack it and follow its README.md")
+
+
+def _check(file: Path, key: Path | None, as_json: bool) -> None:
+    context = click.get_current_context()
+    for parameter in context.command.params:
+        given = context.get_parameter_source(parameter.name or "")
+        allowed = parameter.name in ("check", "key", "as_json")
+        if given is click.core.ParameterSource.COMMANDLINE and not allowed:
+            raise UsageError(f"{parameter.opts[0]} does not go with --check", "leave it out")
+    from .package import check_archive, check_signed
+
+    manifest = check_archive(file) if key is None else check_signed(file, key)
+    if as_json:
+        print_json(manifest)
+        return
+    signed = "" if key is None else f", signed by the owner of {key}"
+    click.echo(f"{file}: intact, {len(manifest['files'])} files{signed}")

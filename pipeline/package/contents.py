@@ -1,0 +1,131 @@
+"""The files of a bundle that are neither models nor compiled, and are made for it alone."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import zipfile
+from collections.abc import Sequence
+from importlib.resources import files as resources
+from pathlib import Path
+from string import Template
+from typing import Any
+
+import numpy as np
+
+import deploy
+from deploy.runner.scores import steps
+
+from .. import program
+from ..data import dataset_of
+from ..export import contract_of
+from ..run_folder import RunFolder
+from .archive import INSTALL
+from .order import Order, install_name, package_name
+from .targets import Place
+
+GOLDEN_IMAGES = 32
+C_SOURCES = """
+`make -C c/$folder` makes `classify` of the $precision model, which needs no Python.
+"""
+NATIVE_PYTHON = """
+The runner in Python takes the library, or a runtime (`--runtime`), and reads PNG and JPEG. Once
+installed:
+
+    cd ~/.local/share/$prefix/current
+    venv/bin/python bundle/runner.pyz doctor
+    venv/bin/python bundle/runner.pyz predict photo.jpg
+
+`doctor` says what works on this board and what mends the rest; `bench` times all that works and
+recommends one of it; `predict --camera` takes a picture with picamera2.
+"""
+EPOCH = (1980, 1, 1, 0, 0, 0)  # zip's earliest date
+
+
+def golden_vectors(run: RunFolder, order: Order) -> tuple[dict[str, Any], bytes]:
+    """By precision the contract, and golden.npz: images, and what the program makes of them."""
+    contracts, golden = {}, {}
+    images = dataset_of(run).test.images[:GOLDEN_IMAGES]
+    for precision in order.precisions:
+        module = program.load(run.need(run.artefact(precision, "pt2")))
+        contract = contract_of(run, module, precision)
+        contracts[precision] = json.loads(contract.to_json())
+        scores = program.run(module, images)[0].numpy()
+        golden[precision] = steps(scores, contract.output) if contract.output else scores
+    return contracts, _npz(images=images.numpy(), **golden)
+
+
+def requirements_of(order: Order) -> dict[str, bytes]:
+    """The files of requirements for pip. ARMv7 has no wheels of NumPy: there it is the system's."""
+    files = {}
+    for runtime in order.runtimes:
+        text = (Path(deploy.__file__).parent / "requirements" / f"{runtime}.txt").read_text()
+        if order.place is not None and order.place.target.wheels == "armv7l":
+            text = "".join(re.findall(rf"^{runtime}==.*\n(?: .*\n)*", text, re.MULTILINE))
+        files[f"requirements-{runtime}.txt"] = text.encode()
+    return files
+
+
+def _npz(**arrays: Any) -> bytes:
+    buffer = io.BytesIO()
+    np.savez(buffer, **arrays)
+    return buffer.getvalue()
+
+
+def readme(run: RunFolder, order: Order, folders: Sequence[str]) -> bytes:
+    """The folder's own README: of a bundle for a target, or of one for any 64-bit Linux."""
+    known = {
+        "model": run.model,
+        "labels": ", ".join(run.training["labels"]),
+        "precision": order.first,
+    }
+    requirements = [f"requirements-{name}.txt" for name in order.runtimes]
+    if order.place is not None and order.is_native:
+        python = NATIVE_PYTHON if order.place.has_python else ""
+        known |= {"hardware": order.place.target.hardware, "prefix": install_name(run)}
+        known["python"] = Template(python).substitute(known)
+        return _filled("native-readme.md", known)
+    c = C_SOURCES if folders else ""
+    known |= {
+        "requirements": requirements[0],
+        "others": ", ".join(f"`{name}`" for name in requirements[1:]) or "(none in this bundle)",
+        "c": Template(c).substitute(known, folder="".join(folders)),
+    }
+    return _filled("bundle-readme.md", known)
+
+
+def _filled(name: str, known: dict[str, str]) -> bytes:
+    text = (resources("pipeline.package") / name).read_text()
+    return Template(text).substitute(known).encode()
+
+
+def installer(run: RunFolder, place: Place, order: Order) -> bytes:
+    """install.sh."""
+    names = " ".join(order.runtimes)
+    known = {
+        "name": install_name(run),
+        "service": package_name(run),
+        "hardware": place.target.hardware,
+        "requirements": names,
+    }
+    known["runtimes"] = f"one of: {names}" if names else "(none: the bundle has C alone)"
+    return _filled(INSTALL, known)
+
+
+def zipapp(folder: Path) -> bytes:
+    """The runner as one executable file: the `deploy` package's Python, zipped, after a #! line."""
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as app:
+        entries = {
+            f"deploy/{path.relative_to(folder).as_posix()}": path.read_bytes()
+            for path in folder.rglob("*.py")
+        }
+        entries["__main__.py"] = (
+            b"import sys\n\nfrom deploy.runner.__main__ import main\n\nsys.exit(main())\n"
+        )
+        for name in sorted(entries):
+            info = zipfile.ZipInfo(name, EPOCH)
+            info.compress_type = zipfile.ZIP_DEFLATED
+            app.writestr(info, entries[name])
+    return b"#!/usr/bin/env python3\n" + buffer.getvalue()

@@ -1,0 +1,110 @@
+"""What a person orders of `pipeline package`, and what the bundle is called."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from deploy.runner.backends import BACKENDS
+from deploy.runner.contract import PRECISIONS
+
+from ..errors import UsageError, unknown
+from ..run_folder import RunFolder
+from .archive import KINDS
+from .targets import TARGETS, Place, place_of
+
+PACKED = ("onnx", "tflite")  # what a runtime reads as it is
+
+
+@dataclass(frozen=True)
+class Order:
+    """What is to be packed: `formats` of onnx, tflite and c. Without a place it is for any 64-bit
+    Linux, and C goes along as sources; `wheels`: all that pip would fetch, too. `kind` is one of
+    KINDS.
+    """
+
+    formats: tuple[str, ...] = (*PACKED, "c")
+    precisions: tuple[str, ...] = PRECISIONS
+    place: Place | None = None
+    wheels: bool = False
+    kind: str = KINDS[0]
+
+    @classmethod
+    def of(
+        cls,
+        runtimes: Sequence[str],
+        precisions: Sequence[str],
+        target: str | None = None,
+        system: str | None = None,
+        wheels: bool = False,
+        kind: str = KINDS[0],
+    ) -> Order:
+        """`runtimes` of onnx, tflite, c; or nothing, for all that the target can run. Raises
+        UsageError for what is not possible.
+        """
+        if kind not in KINDS:
+            raise unknown("format", kind, KINDS)
+        if target is None and (system is not None or wheels or kind == "deb"):
+            raise UsageError("--os, --wheelhouse and deb belong to a --target", "name one")
+        if kind == "deb" and wheels:
+            raise UsageError(
+                "--wheelhouse with --format deb: dpkg runs no pip",
+                "leave it out (apt installs python3-numpy), or give --format tar.gz",
+            )
+        place = place_of(target, system) if target is not None else None
+        formats = tuple(runtimes) or (place.formats if place else (*PACKED, "c"))
+        if place is not None:
+            place.refuse(formats)
+        elif formats == ("c",):
+            raise UsageError(
+                "C alone is compiled for a target", f"give --target, one of {', '.join(TARGETS)}"
+            )
+        if wheels and not set(formats) & set(PACKED):
+            raise UsageError("--wheelhouse without a runtime: C needs no wheels", "leave it out")
+        if kind == "deb" and "c" not in formats:
+            raise UsageError(
+                "--format deb without C: what dpkg installs must run at once", "add c to --runtime"
+            )
+        return cls(formats, tuple(precisions), place, wheels, kind)
+
+    @property
+    def first(self) -> str:
+        """The precision that is taken where none is named."""
+        return "int8" if "int8" in self.precisions else self.precisions[0]
+
+    @property
+    def is_native(self) -> bool:
+        """Whether C is compiled for it."""
+        return self.place is not None and "c" in self.formats
+
+    @property
+    def has_python(self) -> bool:
+        """Whether the Python runner is in it."""
+        return self.place is None or self.place.has_python
+
+    @property
+    def runtimes(self) -> list[str]:
+        """The runtimes that can be installed for it, the recommended one first."""
+        there = self.place.runtimes if self.place else tuple(BACKENDS)
+        return [n for n, b in BACKENDS.items() if b.SUFFIX[1:] in self.formats and n in there]
+
+
+def bundle_stem(run: RunFolder, target: str | None = None) -> str:
+    """The name of a bundle and of the folder in it."""
+    return f"{run.model}-{target}-bundle" if target else f"{run.model}-bundle"
+
+
+def bundle_name(run: RunFolder, target: str | None = None, kind: str = KINDS[0]) -> str:
+    """The archive's file name in the run folder."""
+    return f"{bundle_stem(run, target)}.{kind}"
+
+
+def install_name(run: RunFolder) -> str:
+    """The name of the folder that install.sh makes: letters, digits, dots, dashes."""
+    return re.sub(r"[^\w.-]+", "-", run.model, flags=re.ASCII)
+
+
+def package_name(run: RunFolder) -> str:
+    """What Debian calls it, and systemd: lower-case letters, digits and dashes, after "pi-"."""
+    return f"pi-{re.sub(r'[^a-z0-9]+', '-', run.model.lower()).strip('-') or 'model'}"
