@@ -133,6 +133,9 @@ def deploy_fleet(
                 "PATH": os.pathsep.join([str(_programs()), os.environ.get("PATH", os.defpath)]),
                 "ANSIBLE_HOME": f"{work}/ansible",
                 "ANSIBLE_SSH_COMMON_ARGS": shlex.join(options),
+                # One that an earlier call left open may lead elsewhere by another configuration.
+                "ANSIBLE_SSH_ARGS": "-o ControlMaster=auto -o ControlPersist=10s",
+                "ANSIBLE_SSH_CONTROL_PATH_DIR": f"{work}/cp",
             },
         )
     return results
@@ -142,7 +145,8 @@ def _error(device: Device, event: str, result: dict[str, Any]) -> Any:
     """What Ansible tells of a failure, as the same failure by ssh is told."""
     if event == "runner_on_unreachable":
         return device.error("ssh", 255, str(result.get("msg", "")))
-    said = result.get("stderr") or result.get("module_stderr") or result.get("msg", "")
+    # Where Ansible's own module did not run, what was said there is in module_stdout.
+    said = result.get("stderr") or result.get("module_stdout") or result.get("msg", "")
     return device.error("sh", int(result.get("rc", 3)), str(said))
 
 
