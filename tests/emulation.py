@@ -82,9 +82,9 @@ def _namespace(
     mask = "\\xff" * 7 + "\\x00" * 9 + "\\xfe\\xff\\xff\\xff"
     script, *arguments = inside
     register = f":board:M::{magic}:{mask}:{interpreter}:F"
+    alone = ["unshare", "--user", "--map-root-user", "--mount", *options]
     return subprocess.run(
-        ["unshare", "--user", "--map-root-user", "--mount", *options]
-        + ["sh", "-ec", REGISTER + script, "sh", register, *arguments],
+        [*alone, "sh", "-ec", REGISTER + script, "sh", register, *arguments],
         env=variables,
         capture_output=True,
         text=True,

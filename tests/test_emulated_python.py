@@ -1,4 +1,4 @@
-"""Bundles installed on emulated boards without a network, and what their Python runner does there."""
+"""Bundles installed on emulated boards without a network, and what the Python runner does there."""
 
 from __future__ import annotations
 

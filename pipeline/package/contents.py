@@ -41,6 +41,21 @@ installed:
 recommends one of it; `predict --camera` takes a picture with picamera2.
 """
 EPOCH = (1980, 1, 1, 0, 0, 0)  # zip's earliest date
+# How the zipapp starts. It must parse on every Python; the runner itself does not.
+START = """\
+import sys
+
+if sys.version_info[:2] < (3, 11):
+    sys.stderr.write(
+        "error: the runner needs Python 3.11 or newer, this is %d.%d; "
+        "use Raspberry Pi OS bookworm or newer, or classify\\n" % sys.version_info[:2]
+    )
+    sys.exit(4)
+
+from deploy.runner.__main__ import main
+
+sys.exit(main())
+"""
 
 
 def golden_vectors(run: RunFolder, order: Order) -> tuple[dict[str, Any], bytes]:
@@ -121,9 +136,7 @@ def zipapp(folder: Path) -> bytes:
             f"deploy/{path.relative_to(folder).as_posix()}": path.read_bytes()
             for path in folder.rglob("*.py")
         }
-        entries["__main__.py"] = (
-            b"import sys\n\nfrom deploy.runner.__main__ import main\n\nsys.exit(main())\n"
-        )
+        entries["__main__.py"] = START.encode()
         for name in sorted(entries):
             info = zipfile.ZipInfo(name, EPOCH)
             info.compress_type = zipfile.ZIP_DEFLATED
