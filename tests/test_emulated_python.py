@@ -6,6 +6,7 @@ import functools
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -114,9 +115,9 @@ def installed(
         assert f"installed: {CURRENT}" in done.stdout
         for picture in pictures:
             shutil.copy(picture, root / "tmp")
-        # C alone needs no environment: NumPy is the system's.
-        python = f"{CURRENT}/venv/bin/python" if target in RUNTIMES else "python3"
-        return Installed(board, root, python)
+        readme = (folder / "README.md").read_text()
+        (python,) = re.findall(r"^    (\S+) bundle/runner\.pyz doctor$", readme, re.MULTILINE)
+        return Installed(board, root, f"{CURRENT}/{python}" if "/" in python else python)
 
     return made
 

@@ -34,8 +34,8 @@ The runner in Python takes the library, or a runtime (`--runtime`), and reads PN
 installed:
 
     cd ~/.local/share/$prefix/current
-    venv/bin/python bundle/runner.pyz doctor
-    venv/bin/python bundle/runner.pyz predict photo.jpg
+    $interpreter bundle/runner.pyz doctor
+    $interpreter bundle/runner.pyz predict photo.jpg
 
 `doctor` says what works on this board and what mends the rest; `bench` times all that works and
 recommends one of it; `predict --camera` takes a picture with picamera2.
@@ -99,6 +99,8 @@ def readme(run: RunFolder, order: Order, folders: Sequence[str]) -> bytes:
     if order.place is not None and order.is_native:
         python = NATIVE_PYTHON if order.place.has_python else ""
         known |= {"hardware": order.place.target.hardware, "prefix": install_name(run)}
+        # For C alone install.sh makes no environment: NumPy is the system's.
+        known["interpreter"] = "venv/bin/python" if requirements else "python3"
         known["python"] = Template(python).substitute(known)
         return _filled("native-readme.md", known)
     c = C_SOURCES if folders else ""
