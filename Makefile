@@ -31,8 +31,9 @@ $(TFLITE_RUNTIME)/installed: deploy/requirements/tflite-runtime.txt | .venv/inst
 	fi
 	touch $@
 
-# What compiles for the boards and runs that here: Zig, and QEMU from this system or from Debian's
-# packages, of which nothing is installed: they are unpacked. Without QEMU those tests are skipped.
+# What compiles for the boards and runs that here: Zig, QEMU, and the boards' own Debian with Python,
+# from this system or from Debian's packages, of which nothing is installed: they are unpacked. Static
+# QEMU: after a change of root its libraries are gone. What is not to be had has its tests skipped.
 QEMU := .venv/qemu
 APT = apt-get -qq -o Dir::State=$(CURDIR)/$(QEMU)/apt/state -o Dir::Cache=$(CURDIR)/$(QEMU)/apt/cache
 ZIG = ziglang==0.17.1
@@ -40,8 +41,7 @@ ZIG = ziglang==0.17.1
 emulators: .venv/installed
 	@$(BIN)/python -c 'import sys; from importlib.metadata import distribution as d; sys.exit(d("ziglang").version != "$(lastword $(subst ==, ,$(ZIG)))")' 2>/dev/null || \
 		$(BIN)/pip install --quiet --disable-pip-version-check $(ZIG)
-	@if { command -v qemu-aarch64 || command -v qemu-aarch64-static; } >/dev/null && \
-			{ command -v qemu-arm || command -v qemu-arm-static; } >/dev/null || \
+	@if { command -v qemu-aarch64-static && command -v qemu-arm-static; } >/dev/null || \
 			[ -x $(QEMU)/usr/bin/qemu-arm-static ]; then \
 		echo "QEMU is here"; \
 	elif mkdir -p $(QEMU)/apt/state/lists/partial $(QEMU)/apt/cache/archives/partial && \
@@ -49,8 +49,9 @@ emulators: .venv/installed
 			for package in *.deb; do dpkg-deb --extract $$package .. || exit 1; done; then \
 		echo "QEMU is in $(QEMU)"; \
 	else \
-		echo "no QEMU: neither on PATH nor from Debian's packages; what needs it is skipped"; \
+		echo "no static QEMU: neither on PATH nor from Debian's packages; what needs it is skipped"; \
 	fi
+	@tests/boards.sh .venv/boards
 
 # Two processes of one thread each: two threads each would slow one another many times over.
 test: install

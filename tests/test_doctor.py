@@ -65,6 +65,7 @@ def test_an_illegal_instruction_is_a_line_and_not_a_crash(folder: Path, tmp_path
     (finding,) = [f for f in json.loads(done.stdout) if f["what"].startswith("runtime")]
     assert finding["state"] == NOTE
     assert finding["found"] == "an instruction that this processor lacks (SIGILL)"
+    assert finding["mend"] == "do not use --runtime onnxruntime here"
 
 
 def test_a_missing_runtime_comes_with_the_command_that_installs_it(
@@ -74,6 +75,17 @@ def test_a_missing_runtime_comes_with_the_command_that_installs_it(
     done = called(folder, "doctor", env=with_module(HERE, gone, tmp_path))
     assert done.returncode == 4
     assert "not installed" in done.stdout and "-> pip install onnxruntime" in done.stdout
+
+
+def test_a_missing_runtime_is_installed_from_the_wheels_of_the_bundle(tmp_path: Path) -> None:
+    more = {"requirements-onnxruntime.txt": b"onnxruntime\n"}
+    folder = write(tmp_path / "bands", bundle_contents(golden()) | more)
+    (folder / "wheels").mkdir()
+    gone = "raise ModuleNotFoundError('No module named onnxruntime')\n"
+    done = called(folder, "doctor", env=with_module(HERE, gone, tmp_path))
+    assert f"pip install --require-hashes --no-deps --no-index --find-links {folder}/wheels -r" in (
+        done.stdout
+    )
 
 
 def test_a_runtime_that_computes_something_else_is_wrong(tmp_path: Path) -> None:

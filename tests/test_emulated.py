@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import importlib.util
 import json
-import os
 import shutil
 import struct
 import subprocess
@@ -18,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import pipeline
+from emulation import within
 
 from deploy.runner.scores import probabilities, real, steps
 from pipeline import program
@@ -262,34 +262,6 @@ def test_a_bundle_is_the_same_bytes_from_another_folder(
 
 
 # --- Packages for dpkg ----------------------------------------------------------------------------
-
-# In a user namespace of its own the kernel runs a board's programs by the emulator (Linux 6.7).
-# sh, where dpkg is in it, finds the emulated processor in QEMU_CPU.
-NAMESPACE = """
-mount -t binfmt_misc none /proc/sys/fs/binfmt_misc
-printf '%s' "$1" > /proc/sys/fs/binfmt_misc/register
-shift
-exec "$@"
-"""
-MACHINES = {"qemu-aarch64": 183, "qemu-arm": 40}  # e_machine of ELF
-
-
-def within(board: str, *command: str) -> subprocess.CompletedProcess[str]:
-    """Run a command here whose children may be programs of the board."""
-    interpreter, _, model = emulator(board)
-    machine = MACHINES[BOARDS[board].qemu]
-    size = 2 if machine == 183 else 1  # 64 or 32 bits
-    magic = f"\\x7fELF\\x0{size}\\x01\\x01" + "\\x00" * 9 + f"\\x02\\x00\\x{machine:02x}\\x00"
-    mask = "\\xff" * 7 + "\\x00" * 9 + "\\xff" * 4
-    register = f":board:M::{magic}:{mask}:{interpreter}:F"
-    inside = ["sh", "-ec", NAMESPACE, "sh", register, *command]
-    return subprocess.run(
-        ["unshare", "--user", "--map-root-user", "--mount", *inside],
-        env=os.environ | {"QEMU_CPU": model},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
 
 
 def dpkg(board: str, root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:

@@ -1,11 +1,13 @@
 """The runner as a person on the device meets it: `python runner.pyz ...` beside a model file."""
 
+import ast
 import io
 import json
 import os
 import shutil
 import subprocess
 import sys
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -461,6 +463,23 @@ def test_the_same_contents_are_the_same_archive(contents):
     assert archive("bands-bundle", contents) == archive("bands-bundle", backwards)
     folder = Path(deploy.__file__).parent
     assert zipapp(folder) == zipapp(folder)
+
+
+def test_an_older_python_is_told_what_the_runner_needs(tmp_path):
+    app = tmp_path / "runner.pyz"
+    app.write_bytes(zipapp(Path(deploy.__file__).parent))
+    old = "import runpy, sys; sys.version_info = (3, 9, 2); "
+    old += "runpy.run_path(sys.argv[1], None, '__main__')"
+    done = subprocess.run(
+        [sys.executable, "-c", old, app], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (4, "")
+    assert done.stderr == (
+        "error: the runner needs Python 3.11 or newer, this is 3.9; "
+        "use Raspberry Pi OS bookworm or newer, or classify\n"
+    )
+    with zipfile.ZipFile(app) as entries:
+        ast.parse(entries.read("__main__.py"), feature_version=(3, 4))
 
 
 def test_an_intact_archive_passes(tmp_path, contents):

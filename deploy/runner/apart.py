@@ -17,6 +17,7 @@ from .bundle import Bundle
 
 RUNNER = "runner.pyz"
 LONGEST = 600  # seconds
+CRASHED = "its process crashed"
 MEANINGS = {
     signal.SIGILL: "an instruction that this processor lacks",
     signal.SIGKILL: "killed, most likely for want of memory",
@@ -70,7 +71,7 @@ def run_apart(bundle: Bundle, command: str, choice: Choice, *options: str) -> tu
         return None, f"no answer in {LONGEST} s"
     if done.returncode < 0:
         number = -done.returncode
-        meaning = MEANINGS.get(signal.Signals(number), "its process crashed")
+        meaning = MEANINGS.get(signal.Signals(number), CRASHED)
         return None, f"{meaning} ({signal.Signals(number).name})"
     if done.returncode > 1 or not done.stdout:
         said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]

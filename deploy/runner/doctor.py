@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from . import camera
-from .apart import choices, run_apart
+from .apart import CRASHED, MEANINGS, choices, run_apart
 from .bundle import Bundle
 
 FINE, NOTE, WRONG = "fine", "note", "WRONG"
@@ -135,7 +135,7 @@ def _runtimes(bundle: Bundle) -> Iterator[Finding]:
         results, reason = run_apart(bundle, "selftest", choice)
         if results is None:
             found, _, mend = reason.partition("; ")
-            yield Finding(what, NOTE, found, _mend(bundle, choice.runtime) or mend)
+            yield Finding(what, NOTE, found, _mend(bundle, choice.runtime, found) or mend)
             continue
         (result,) = results
         unit = "steps" if choice.precision == "int8" else "of the largest score"
@@ -146,8 +146,15 @@ def _runtimes(bundle: Bundle) -> Iterator[Finding]:
             yield Finding(what, WRONG, found, f"do not use --runtime {choice.runtime} here")
 
 
-def _mend(bundle: Bundle, runtime: str) -> str:
+def _mend(bundle: Bundle, runtime: str, found: str) -> str:
+    """What mends a runtime that gives no answer, "" where its own message says so."""
+    if runtime == "c":
+        return "make the bundle with the --target of this board"
     file = bundle.folder / f"requirements-{runtime}.txt"
-    if file.is_file():
-        return f"{sys.executable} -m pip install --require-hashes --no-deps -r {file}"
-    return "make the bundle with the --target of this board" if runtime == "c" else ""
+    if found.startswith((CRASHED, *MEANINGS.values())):
+        return f"do not use --runtime {runtime} here"
+    if "not installed" not in found or not file.is_file():
+        return ""
+    wheels = bundle.folder / "wheels"
+    offline = f"--no-index --find-links {wheels} " if wheels.is_dir() else ""
+    return f"{sys.executable} -m pip install --require-hashes --no-deps {offline}-r {file}"

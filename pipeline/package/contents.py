@@ -34,13 +34,28 @@ The runner in Python takes the library, or a runtime (`--runtime`), and reads PN
 installed:
 
     cd ~/.local/share/$prefix/current
-    venv/bin/python bundle/runner.pyz doctor
-    venv/bin/python bundle/runner.pyz predict photo.jpg
+    $interpreter bundle/runner.pyz doctor
+    $interpreter bundle/runner.pyz predict photo.jpg
 
 `doctor` says what works on this board and what mends the rest; `bench` times all that works and
 recommends one of it; `predict --camera` takes a picture with picamera2.
 """
 EPOCH = (1980, 1, 1, 0, 0, 0)  # zip's earliest date
+# How the zipapp starts. It must parse on every Python; the runner itself does not.
+START = """\
+import sys
+
+if sys.version_info[:2] < (3, 11):
+    sys.stderr.write(
+        "error: the runner needs Python 3.11 or newer, this is %d.%d; "
+        "use Raspberry Pi OS bookworm or newer, or classify\\n" % sys.version_info[:2]
+    )
+    sys.exit(4)
+
+from deploy.runner.__main__ import main
+
+sys.exit(main())
+"""
 
 
 def golden_vectors(run: RunFolder, order: Order) -> tuple[dict[str, Any], bytes]:
@@ -84,6 +99,8 @@ def readme(run: RunFolder, order: Order, folders: Sequence[str]) -> bytes:
     if order.place is not None and order.is_native:
         python = NATIVE_PYTHON if order.place.has_python else ""
         known |= {"hardware": order.place.target.hardware, "prefix": install_name(run)}
+        # For C alone install.sh makes no environment: NumPy is the system's.
+        known["interpreter"] = "venv/bin/python" if requirements else "python3"
         known["python"] = Template(python).substitute(known)
         return _filled("native-readme.md", known)
     c = C_SOURCES if folders else ""
@@ -121,9 +138,7 @@ def zipapp(folder: Path) -> bytes:
             f"deploy/{path.relative_to(folder).as_posix()}": path.read_bytes()
             for path in folder.rglob("*.py")
         }
-        entries["__main__.py"] = (
-            b"import sys\n\nfrom deploy.runner.__main__ import main\n\nsys.exit(main())\n"
-        )
+        entries["__main__.py"] = START.encode()
         for name in sorted(entries):
             info = zipfile.ZipInfo(name, EPOCH)
             info.compress_type = zipfile.ZIP_DEFLATED

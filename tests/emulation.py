@@ -1,0 +1,115 @@
+"""Programs of a board, and their children, as the kernel runs them on the board.
+
+In a user namespace of its own the kernel hands a board's programs to the emulator (Linux 6.7).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from pipeline.package.toolchain import BOARDS, QEMU, emulator
+
+DEBIAN = Path(sys.prefix) / "boards"  # where `make emulators` unpacks it
+MACHINES = {"qemu-aarch64": 183, "qemu-arm": 40}  # e_machine of ELF
+REGISTER = """
+mount -t binfmt_misc none /proc/sys/fs/binfmt_misc
+printf '%s' "$1" > /proc/sys/fs/binfmt_misc/register
+shift
+"""
+# What needs no network has none: its namespace is an empty one.
+CHANGE_ROOT = """
+mount --rbind /dev "$1/dev"
+mount --bind "$2/usr" "$1/usr"
+root=$1
+shift 2
+exec chroot "$root" "$@"
+"""
+ARM64 = "fp asimd evtstrm crc32 cpuid"
+ARMV7 = "half thumb fastmult vfp edsp neon vfpv3 tls vfpv4 idiva idivt vfpd32 lpae evtstrm"
+# /proc/cpuinfo of each: QEMU shows this machine's, from which runtimes choose their kernels (and
+# crash). CPU part, Features, name.
+PROCESSORS = {
+    "pi-zero": ("0xb76", "half thumb fastmult vfp edsp java tls", "Zero W Rev 1.1"),
+    "pi-2": ("0xc07", ARMV7, "2 Model B Rev 1.1"),
+    "pi-3": ("0xd03", ARM64, "3 Model B Rev 1.2"),
+    "pi-4": ("0xd08", ARM64, "4 Model B Rev 1.4"),
+    "pi-5": ("0xd0b", f"{ARM64} asimdhp asimddp", "5 Model B Rev 1.0"),
+}
+
+
+def within(board: str, *command: str) -> subprocess.CompletedProcess[str]:
+    """Run a command here whose children may be programs of the board.
+
+    sh, where dpkg is in it, finds the emulated processor in QEMU_CPU.
+    """
+    interpreter, _, model = emulator(board)
+    variables = os.environ | {"QEMU_CPU": model}
+    return _namespace(board, interpreter, ['exec "$@"', *command], variables)
+
+
+def on_board(
+    board: str, root: Path, *command: str, **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command of the board's in a folder of `board_root`, without a network."""
+    name = f"{BOARDS[board].qemu}-static"
+    interpreter = shutil.which(name, path=f"{os.environ['PATH']}{os.pathsep}{QEMU}")
+    if interpreter is None:
+        pytest.skip(f"no {name}: run 'make emulators'")
+    known = {
+        "PATH": "/usr/sbin:/usr/bin:/sbin:/bin",
+        "HOME": "/tmp",
+        "LC_ALL": "C.UTF-8",
+        "OMP_NUM_THREADS": "1",
+    }
+    known["QEMU_CPU"] = BOARDS[board].model
+    inside = [CHANGE_ROOT, str(root), str(_debian(board)), *command]
+    return _namespace(board, interpreter, inside, known | variables, "--net")
+
+
+def _namespace(
+    board: str, interpreter: str, inside: list[str], variables: dict[str, str], *options: str
+) -> subprocess.CompletedProcess[str]:
+    machine = MACHINES[BOARDS[board].qemu]
+    size = 2 if machine == 183 else 1  # 64 or 32 bits
+    magic = f"\\x7fELF\\x0{size}\\x01\\x01" + "\\x00" * 9 + f"\\x02\\x00\\x{machine:02x}\\x00"
+    # The type is that of a program at a fixed address (2) or at any (3).
+    mask = "\\xff" * 7 + "\\x00" * 9 + "\\xfe\\xff\\xff\\xff"
+    script, *arguments = inside
+    register = f":board:M::{magic}:{mask}:{interpreter}:F"
+    alone = ["unshare", "--user", "--map-root-user", "--mount", *options]
+    return subprocess.run(
+        [*alone, "sh", "-ec", REGISTER + script, "sh", register, *arguments],
+        env=variables,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def _debian(board: str) -> Path:
+    architecture = "arm64" if BOARDS[board].qemu == "qemu-aarch64" else "armhf"
+    if not (DEBIAN / architecture).is_dir():
+        pytest.skip(f"no Debian for {architecture}: run 'make emulators'")
+    return DEBIAN / architecture
+
+
+def board_root(board: str, folder: Path) -> Path:
+    """A root folder of the board in a folder: its Debian is mounted there while commands run."""
+    for name in ("usr", "dev", "tmp", "opt", "proc/device-tree"):
+        (folder / name).mkdir(parents=True)
+    for name in ("bin", "lib", "sbin"):
+        (folder / name).symlink_to(f"usr/{name}")
+    part, features, name = PROCESSORS[board]
+    lines = f"processor\t: 0\nFeatures\t: {features}\nCPU implementer\t: 0x41\nCPU part\t: {part}\n"
+    (folder / "proc" / "cpuinfo").write_text(lines)
+    (folder / "proc" / "device-tree" / "model").write_text(f"Raspberry Pi {name}\0")
+    done = on_board(board, folder, "/bin/true")
+    if done.returncode != 0:
+        pytest.skip(f"no user namespaces with binfmt_misc of their own ({done.stderr.strip()})")
+    return folder
