@@ -19,10 +19,10 @@ for pair in arm64:aarch64-linux-gnu armhf:arm-linux-gnueabihf; do
     fi
     work=$boards/.$architecture
     rm -rf "$work"
-    mkdir -p "$work/state/lists/partial" "$work/cache/archives/partial" "$work/root/usr/bin" "$work/root/usr/sbin"
-    mkdir -p "$work/root/usr/lib"
+    mkdir -p "$work/state/lists/partial" "$work/cache/archives/partial" "$work/unpacked/usr/bin" "$work/unpacked/usr/sbin"
+    mkdir -p "$work/unpacked/usr/lib"
     : >"$work/status"
-    ln -s usr/bin usr/sbin usr/lib "$work/root"
+    ln -s usr/bin usr/sbin usr/lib "$work/unpacked"
     apt() {
         apt-get -qq -o Dir::State="$work/state" -o Dir::State::status="$work/status" -o Dir::Cache="$work/cache" \
             -o APT::Architecture="$architecture" -o APT::Architectures="$architecture" \
@@ -34,12 +34,12 @@ for pair in arm64:aarch64-linux-gnu armhf:arm-linux-gnueabihf; do
     if apt --yes --no-install-recommends --download-only install $packages >>"$work/log" 2>&1 &&
         (for package in "$work"/cache/archives/*.deb; do
             dpkg-deb --fsys-tarfile "$package" 2>>"$work/log" |
-                tar --extract --keep-directory-symlink --directory "$work/root" 2>>"$work/log" || exit 1
+                tar --extract --keep-directory-symlink --directory "$work/unpacked" 2>>"$work/log" || exit 1
         done); then
         for name in blas lapack; do # update-alternatives would
-            ln -s "$name/lib$name.so.3" "$work/root/$libraries/lib$name.so.3"
+            ln -s "$name/lib$name.so.3" "$work/unpacked/$libraries/lib$name.so.3"
         done
-        mv "$work/root" "$root"
+        mv "$work/unpacked" "$root"
         echo "Debian for $architecture is in $root"
     else
         echo "no Debian for $architecture ($(tail -n1 "$work/log")): what needs it is skipped"
