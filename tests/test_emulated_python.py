@@ -32,6 +32,7 @@ CORTEX_A9 = "cortex-a9"
 AS_C = ["--runtime", "c", "--precision", "int8", "--top", "10"]
 pytestmark = [
     pytest.mark.emulated,
+    pytest.mark.timeout(1200),  # the first test of a board packs and installs
     pytest.mark.skipif(
         importlib.util.find_spec("ziglang") is None, reason="no ziglang: run 'make emulators'"
     ),

@@ -36,6 +36,7 @@ def prepare_what_the_reader_has(folder: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
     prepare_what_the_reader_has(tmp_path)
     make, *rest = blocks("sh")
