@@ -62,6 +62,10 @@ class Network:
         """The peak learning rate when none is given."""
         return float(getattr(self.factory, "learning_rate", 2e-3))
 
+    def label_smoothing(self) -> float:
+        """The part of each label that training spreads over all classes."""
+        return float(getattr(self.factory, "label_smoothing", 0.1))
+
 
 def find_network(
     spec: str, activation: str | None = None, input_shape: tuple[int, int, int] | None = None
