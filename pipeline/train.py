@@ -27,7 +27,7 @@ from .errors import (
     VerificationFailed,
     first_line,
 )
-from .network import Network
+from .network import Network, fastest_layout, lay_out
 from .program import capture, saved
 from .run_folder import CHECKPOINT, RunFolder
 
@@ -108,7 +108,7 @@ def train_epoch(
             if not math.isfinite(mean_loss):
                 raise diverged(mean_loss, config, epoch)
             on_batch(epoch, number + 1, len(batches), mean_loss, accuracy)
-    if not all(bool(value.isfinite().all()) for value in state.network.state_dict().values()):
+    if not all(bool(weights.isfinite().all()) for weights in state.network.parameters()):
         raise diverged(math.nan, config, epoch)  # in the very last step, which no loss has seen
     return mean_loss, accuracy
 
@@ -153,23 +153,6 @@ def make_state(network: nn.Module, config: TrainConfig, input_shape: Sequence[in
         network.parameters(), lr=config.learning_rate, weight_decay=WEIGHT_DECAY, fused=True
     )
     return State(network, copy.deepcopy(network), optimizer)
-
-
-def fastest_layout(network: nn.Module, input_shape: Sequence[int]) -> torch.memory_format:
-    """Channels last, unless the network cannot work on it, as one that calls `view` cannot."""
-    images = torch.zeros(2, *input_shape).to(memory_format=torch.channels_last)
-    probe = lay_out(copy.deepcopy(network).cpu().eval(), torch.channels_last)
-    try:
-        with torch.no_grad():
-            probe(images)
-    except RuntimeError:
-        return torch.contiguous_format
-    return torch.channels_last
-
-
-def lay_out(network: nn.Module, layout: torch.memory_format) -> nn.Module:
-    """The network itself, its convolutions' weights in that layout."""
-    return network.to(memory_format=layout)  # type: ignore[call-overload, no-any-return]
 
 
 def fit(

@@ -18,6 +18,7 @@ from pipeline.checkpoint import Epoch, TrainConfig, read
 from pipeline.data import Dataset, Split
 from pipeline.distortion import ELASTIC, distort
 from pipeline.errors import BadInput, VerificationFailed
+from pipeline.network import fastest_layout
 
 SHAPE = (1, 20, 28)  # not square
 ORIGIN: dict[str, str | None] = {"source": None, "dataset": "made"}
@@ -232,9 +233,9 @@ def test_a_divergence_keeps_the_last_good_checkpoint(
 
 
 def test_channels_lie_last_where_the_network_can_work_on_them(tmp_path: Path) -> None:
-    assert train.fastest_layout(Small(), SHAPE) is torch.channels_last
-    assert train.fastest_layout(MODELS["lenet5"](), (1, 28, 28)) is torch.channels_last
-    assert train.fastest_layout(Views(), SHAPE) is torch.contiguous_format
+    assert fastest_layout(Small(), SHAPE) is torch.channels_last
+    assert fastest_layout(MODELS["lenet5"](), (1, 28, 28)) is torch.channels_last
+    assert fastest_layout(Views(), SHAPE) is torch.contiguous_format
     network = Views()
     quiet = (lambda *_: None, lambda _: None)
     train.fit(network, DATA, CONFIG, tmp_path / "state", False, ORIGIN, *quiet)
