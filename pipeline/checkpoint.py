@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import safetensors.torch
@@ -30,6 +30,7 @@ class TrainConfig:
     input_shape: tuple[int, int, int] = (1, 28, 28)
     data_dir: str | None = None
     augment: bool = False
+    label_smoothing: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -43,38 +44,42 @@ class Epoch:
     seconds: float
 
 
-def save(
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    path: Path,
-    config: TrainConfig,
-    history: list[Epoch],
-    origin: dict[str, str | None],
-) -> None:
-    """Replace the checkpoint by the state after the last epoch of `history`."""
-    tensors = {f"network.{name}": value for name, value in network.state_dict().items()}
-    for index, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{index}.{name}": value for name, value in state.items()}
+@dataclass
+class State:
+    """A training after the epochs of its history: all that the next epoch depends on."""
+
+    network: nn.Module
+    average: nn.Module  # the same network with the moving average of the weights
+    optimizer: torch.optim.Optimizer
+    best: dict[str, Tensor] = field(default_factory=dict)  # the average's state, by validation
+    history: list[Epoch] = field(default_factory=list)
+
+
+def save(state: State, path: Path, config: TrainConfig, origin: dict[str, str | None]) -> None:
+    """Replace the checkpoint by the state after the last epoch of its history."""
+    parts = {
+        "network": state.network.state_dict(),
+        "average": state.average.state_dict(),
+        "best": state.best,
+    }
+    for index, moments in state.optimizer.state_dict()["state"].items():
+        parts[f"optimizer.{index}"] = moments
     metadata = {
         "config": json.dumps(asdict(config)),
         "origin": json.dumps(origin),
-        "history": json.dumps([asdict(epoch) for epoch in history]),
+        "history": json.dumps([asdict(epoch) for epoch in state.history]),
     }
     # Clones: tied weights share memory, which safetensors refuses.
-    contiguous = {
-        name: value.clone(memory_format=torch.contiguous_format) for name, value in tensors.items()
+    tensors = {
+        f"{part}.{name}": value.clone(memory_format=torch.contiguous_format)
+        for part, values in parts.items()
+        for name, value in values.items()
     }
-    write_atomically(path, safetensors.torch.save(contiguous, metadata))
+    write_atomically(path, safetensors.torch.save(tensors, metadata))
 
 
-def restore(
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    path: Path,
-    config: TrainConfig,
-    origin: dict[str, str | None],
-) -> list[Epoch]:
-    """Put network and optimizer back into the saved state; returns the history so far."""
+def restore(state: State, path: Path, config: TrainConfig, origin: dict[str, str | None]) -> None:
+    """Bring a training into the saved state. Raises Missing or BadInput."""
     _, history, known = read(path)
     if known != origin:
         raise BadInput(
@@ -82,26 +87,30 @@ def restore(
             "train anew with --overwrite",
         )
     tensors = safetensors.torch.load_file(path, device=str(config.device))
-    network.load_state_dict(
-        {
-            name.removeprefix("network."): value
-            for name, value in tensors.items()
-            if name.startswith("network.")
-        }
-    )
-    states: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".")
-            states.setdefault(int(index), {})[key] = value
+
+    def part(name: str) -> dict[str, Tensor]:
+        start = f"{name}."
+        return {key[len(start) :]: t for key, t in tensors.items() if key.startswith(start)}
+
+    try:
+        state.network.load_state_dict(part("network"))
+        state.average.load_state_dict(part("average"))
+    except RuntimeError as error:  # of another version of this program
+        raise BadInput(
+            f"{path}: does not hold a state of this network", "train anew with --overwrite"
+        ) from error
     # Moments take their parameter's memory layout: the fused kernel pairs them as they lie there.
-    for number, parameter in enumerate(network.parameters()):
-        for key, value in states.get(number, {}).items():
-            if value.shape == parameter.shape and value.dim():
-                states[number][key] = torch.empty_like(parameter.detach()).copy_(value)
-    groups = optimizer.state_dict()["param_groups"]
-    optimizer.load_state_dict({"state": states, "param_groups": groups})
-    return history
+    moments: dict[int, dict[str, Tensor]] = {}
+    for number, parameter in enumerate(state.network.parameters()):
+        moments[number] = {
+            key: torch.empty_like(parameter.detach()).copy_(value)
+            if value.shape == parameter.shape and value.dim()
+            else value
+            for key, value in part(f"optimizer.{number}").items()
+        }
+    groups = state.optimizer.state_dict()["param_groups"]
+    state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    state.best, state.history = part("best"), history
 
 
 def read(path: Path) -> tuple[TrainConfig, list[Epoch], dict[str, str | None]]:

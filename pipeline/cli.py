@@ -115,7 +115,7 @@ def training_options(command: Any) -> Any:
         click.option(
             "--augment/--no-augment",
             default=None,
-            help="Random rotation, scale and shift. Default: by data set.",
+            help="Random affine and elastic distortion. Default: by data set.",
         ),
         click.option(
             "--device",
@@ -168,6 +168,7 @@ def _training(options: dict[str, Any]) -> tuple[Any, Any, str]:
         input_shape=network.input_shape,
         data_dir=str(options["data_dir"]) if options["data_dir"] else None,
         augment=options["augment"] if options["augment"] is not None else augment,
+        label_smoothing=network.label_smoothing(),
     )
     name = options["run_name"] or f"{network.name}-{Path(dataset).resolve().name}".lower()
     return network, config, name

@@ -58,7 +58,7 @@ class Dataset:
 @dataclass(frozen=True)
 class Source:
     """A data set by name: how to read it, what its pictures are, and how to train on them when
-    nothing is said: epochs, and random affine distortion where there are few pictures.
+    nothing is said: epochs, and whether to distort the pictures at random.
 
     `read` gives ((images, labels), test or None): uint8 N x H x W and int64 N.
     """
@@ -122,7 +122,8 @@ DATASETS: dict[str, Source] = {
         ),
         tuple("0123456789"),
         "glyph",
-        epochs=5,
+        epochs=24,
+        augment=True,
     ),
     "fashion-mnist": Source(
         _idx_source(

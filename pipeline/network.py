@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib.util
 import inspect
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -62,6 +64,10 @@ class Network:
         """The peak learning rate when none is given."""
         return float(getattr(self.factory, "learning_rate", 2e-3))
 
+    def label_smoothing(self) -> float:
+        """The part of each label that training spreads over all classes."""
+        return float(getattr(self.factory, "label_smoothing", 0.1))
+
 
 def find_network(
     spec: str, activation: str | None = None, input_shape: tuple[int, int, int] | None = None
@@ -95,6 +101,23 @@ def find_network(
     if channels not in (1, 3) or min(height, width) < 1:
         raise UsageError(f"input shape {channels},{height},{width}", "C is 1 or 3, H and W above 0")
     return Network(name, factory, (channels, height, width), activation, digest)
+
+
+def fastest_layout(network: nn.Module, input_shape: Sequence[int]) -> torch.memory_format:
+    """Channels last, unless the network cannot work on it, as one that calls `view` cannot."""
+    images = torch.zeros(2, *input_shape).to(memory_format=torch.channels_last)
+    probe = lay_out(copy.deepcopy(network).cpu().eval(), torch.channels_last)
+    try:
+        with torch.no_grad():
+            probe(images)
+    except RuntimeError:
+        return torch.contiguous_format
+    return torch.channels_last
+
+
+def lay_out(network: nn.Module, layout: torch.memory_format) -> nn.Module:
+    """The network itself, its convolutions' weights in that layout."""
+    return network.to(memory_format=layout)  # type: ignore[call-overload, no-any-return]
 
 
 def _from_file(spec: str) -> tuple[str, type[nn.Module], str]:

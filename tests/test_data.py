@@ -211,6 +211,25 @@ def test_the_seed_decides_the_split(digits):
     assert pictures_in(other.test) != pictures_in(digits.test)
 
 
+def test_validation_is_cut_from_training_where_there_is_a_test_split(monkeypatch):
+    numbers = np.arange(240, dtype=np.uint8)
+    numbered = np.broadcast_to(numbers[:, None, None], (240, 28, 28)).copy()
+    labels = numbers.astype(np.int64) % 2
+    source = data.Source(
+        lambda _: ((numbered[:200], labels[:200]), (numbered[200:], labels[200:])),
+        ("even", "odd"),
+        "glyph",
+        epochs=1,
+    )
+    monkeypatch.setitem(data.DATASETS, "numbered", source)
+    for seed in range(3):
+        parts = data.load_dataset("numbered", (1, 28, 28), seed)
+        train, validation, test = (split.images[:, 0, 0, 0].tolist() for split in splits_of(parts))
+        assert test == list(range(200, 240))
+        assert sorted(train + validation) == list(range(200))  # each in one of the two
+        assert len(validation) == 16  # a twelfth of each class, rounded
+
+
 COUNTS = {"cat": 10, "bird": 20, "dog": 3}
 RED = {"bird": 40, "cat": 90, "dog": 140}
 

@@ -75,9 +75,9 @@ import os, sys
 from pipeline import train
 from pipeline.cli import main
 save = train.save
-def die_after_two(network, optimizer, path, config, history, origin):
-    save(network, optimizer, path, config, history, origin)
-    if len(history) == 2:
+def die_after_two(state, *place):
+    save(state, *place)
+    if len(state.history) == 2:
         os._exit(137)
 train.save = die_after_two
 main(sys.argv[1:])
