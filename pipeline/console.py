@@ -44,7 +44,13 @@ def table(
     grid = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
     for number, column in enumerate(columns):
         left = number == 0 or column in text
-        grid.add_column(column, justify="left" if left else "right", no_wrap=number == 0)
+        # A long word, as a path in a command, goes on in the next line: nothing is cut off.
+        grid.add_column(
+            column,
+            justify="left" if left else "right",
+            no_wrap=number == 0,
+            overflow="fold",
+        )
     for row in rows:
         grid.add_row(*(Text(cell) for cell in row))
     out().print(grid)
