@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from .cli_options import FORMATS, JSON, PRECISION, PRECISIONS, RUN, print_json, split
+from .cli_options import JSON, PRECISION, RUN, order_of, print_json
 from .errors import UsageError, VerificationFailed
 
 
@@ -58,16 +58,6 @@ def deploy(host: str | None, inventory: Path | None, **options: Any) -> None:
         _deploy_one(str(host), options)
 
 
-def _order(options: dict[str, Any], target: str, system: str | None) -> Any:
-    from .package import Order
-
-    formats = (
-        () if options["runtimes"] == "auto" else split("runtime", options["runtimes"], FORMATS)
-    )
-    chosen = split("precision", options["precisions"], PRECISIONS)
-    return Order.of(formats, chosen, target, system, options["wheelhouse"])
-
-
 def _deploy_one(host: str, options: dict[str, Any]) -> None:
     from .console import Steps, say
     from .deployment import Device, commands, deploy, installation_of, keep_report
@@ -84,7 +74,7 @@ def _deploy_one(host: str, options: dict[str, Any]) -> None:
         target, found = detect(device)
         system = system or found
         say(f"{host} is a {target}{f' with {system}' if system else ''}")
-    order = _order(options, target, system)
+    order = order_of(options, target, system)
     python = not options["no_python"]
     installation = installation_of(run, order, python, options["prefix"], options["count"])
     archive = run.path / bundle_name(run, target)
@@ -133,7 +123,7 @@ def _deploy_fleet(inventory: Path, options: dict[str, Any]) -> None:
             raise UsageError(
                 f"{host}: nothing says what it is", f"give --target, or {TARGET} in the inventory"
             )
-        orders[host] = _order(options, target, known.get(SYSTEM, options["system"]))
+        orders[host] = order_of(options, target, known.get(SYSTEM, options["system"]))
         python = not options["no_python"]
         installation = installation_of(
             run, orders[host], python, options["prefix"], options["count"]

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from .errors import UsageError, unknown
+
+if TYPE_CHECKING:
+    from .package import Order
 
 FORMATS = ("onnx", "tflite", "c")
 PRECISIONS = ("fp32", "int8")
@@ -23,6 +26,20 @@ def split(option: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
         if name not in known:
             raise unknown(option, name, [*known, "all"])
     return tuple(dict.fromkeys(chosen))
+
+
+def order_of(options: dict[str, Any], target: str | None, system: str | None) -> Order:
+    """The bundle that --runtime, --precision and --wheelhouse, and --format where a command has it,
+    ask for. Raises UsageError.
+    """
+    from .package import Order
+    from .package.archive import KINDS
+
+    runtimes = options["runtimes"]
+    formats = () if runtimes == "auto" else split("runtime", runtimes, FORMATS)
+    chosen = split("precision", options["precisions"], PRECISIONS)
+    kind = options.get("kind", KINDS[0])
+    return Order.of(formats, chosen, target, system, options["wheelhouse"], kind)
 
 
 def flags(formats: str, precisions: str) -> str:

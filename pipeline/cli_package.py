@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .cli_options import FORMATS, JSON, PRECISION, PRECISIONS, RUN, print_json, split
+from .cli_options import JSON, PRECISION, RUN, order_of, print_json
 from .errors import UsageError
 
 
@@ -64,16 +64,12 @@ def package(as_json: bool, **options: Any) -> None:
         return
     if options["key"] is not None:
         raise UsageError("--key belongs to --check", "to sign, give --sign PRIVATE.pem")
-    runtimes, target = options["runtimes"], options["target"]
-    formats = () if runtimes == "auto" else split("runtime", runtimes, FORMATS)
     from .console import say
-    from .package import Order, bundle_name, package_run, signing_key
+    from .package import bundle_name, package_run, signing_key
     from .run_folder import RunFolder
 
-    chosen = split("precision", options["precisions"], PRECISIONS)
-    order = Order.of(
-        formats, chosen, target, options["system"], options["wheelhouse"], options["kind"]
-    )
+    target = options["target"]
+    order = order_of(options, target, options["system"])
     key = signing_key(options["sign"]) if options["sign"] is not None else None
     run = RunFolder.open(options["run_name"])
     made = package_run(run, order, key, on_note=say)

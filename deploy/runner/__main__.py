@@ -28,7 +28,7 @@ from .doctor import examine, exit_code
 from .errors import INTERRUPTED, Missing, UsageError, UserError
 from .images import decode, prepare
 from .scores import probabilities, real
-from .selftest import GOLDEN, selftest
+from .selftest import GOLDEN, UNITS, selftest
 from .sweep import HEAD, Row, line, model_card, recommended, sweep
 
 
@@ -178,11 +178,10 @@ def run_selftest(args: argparse.Namespace, bundle: Bundle) -> int:
     else:
         for result in results:
             verdict = "passed" if result.passed else "FAILED"
-            unit = "steps" if result.precision == "int8" else "of the largest score"
             print(
                 f"{verdict}: {result.precision} on {result.runtime}, {result.images} images, "
                 f"{result.equal:.2%} of scores equal, largest difference {result.largest:.3g} "
-                f"(limit {result.limit:.3g}) {unit}"
+                f"(limit {result.limit:.3g}) {UNITS[result.precision]}"
             )
     return 0 if results and all(result.passed for result in results) else 1
 

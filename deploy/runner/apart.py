@@ -13,9 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from .backends import BACKENDS
-from .bundle import Bundle
+from .bundle import RUNNER, Bundle
 
-RUNNER = "runner.pyz"
 LONGEST = 600  # seconds
 CRASHED = "its process crashed"
 MEANINGS = {

@@ -17,6 +17,7 @@ from .contract import PRECISIONS, Contract
 from .errors import BadInput, Missing, UsageError
 
 MANIFEST = "manifest.json"
+RUNNER = "runner.pyz"
 SUMS = "SHA256SUMS"
 SIGNATURE = "SHA256SUMS.sig"
 SCHEMA = 1

@@ -18,9 +18,9 @@ import numpy as np
 from . import camera
 from .apart import CRASHED, MEANINGS, choices, run_apart
 from .bundle import Bundle
+from .selftest import UNITS
 
 FINE, NOTE, WRONG = "fine", "note", "WRONG"
-OLDEST_PYTHON = (3, 11)
 OLDEST_GLIBC = 28  # 2.x that the wheels of LiteRT and ONNX Runtime ask for
 THROTTLED = Path("sys/devices/platform/soc/soc:firmware/get_throttled")
 # The bits of the firmware's word: now, and 16 higher since it was started (documentation of
@@ -85,9 +85,7 @@ def _board(bundle: Bundle, root: Path) -> Iterator[Finding]:
 
 
 def _software() -> Iterator[Finding]:
-    old = sys.version_info < OLDEST_PYTHON
-    mend = "use Raspberry Pi OS bookworm or newer" if old else ""
-    yield Finding("Python", NOTE if old else FINE, platform.python_version(), mend)
+    yield Finding("Python", FINE, platform.python_version())  # an older one has not come so far
     libc, version = platform.libc_ver()
     minor = int(version.rpartition(".")[2] or 0) if libc == "glibc" else 0
     old = minor < OLDEST_GLIBC
@@ -138,7 +136,7 @@ def _runtimes(bundle: Bundle) -> Iterator[Finding]:
             yield Finding(what, NOTE, found, _mend(bundle, choice.runtime, found) or mend)
             continue
         (result,) = results
-        unit = "steps" if choice.precision == "int8" else "of the largest score"
+        unit = UNITS[choice.precision]
         found = f"{result['runtime']}: at most {result['largest']:.3g} {unit} off"
         if result["passed"]:
             yield Finding(what, FINE, found)

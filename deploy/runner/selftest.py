@@ -14,6 +14,7 @@ from .errors import BadInput
 from .scores import real, steps
 
 GOLDEN = "golden.npz"
+UNITS = {"int8": "steps", "fp32": "of the largest score"}  # of a deviation, by precision
 
 # fp32: sums of n products taken in another order differ by about sqrt(n) roundings of 2**-24
 # (Higham and Mary 2019); for n up to 2**16 products that is 2**-16 of the largest value.

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import BadInput, Missing
+from ..errors import BadInput, Missing, UserError
 from . import Deployed, Device, Installation
 from .installation import COPY, reported
 
@@ -141,7 +141,7 @@ def deploy_fleet(
     return results
 
 
-def _error(device: Device, event: str, result: dict[str, Any]) -> Any:
+def _error(device: Device, event: str, result: dict[str, Any]) -> UserError:
     """What Ansible tells of a failure, as the same failure by ssh is told."""
     if event == "runner_on_unreachable":
         return device.error("ssh", 255, str(result.get("msg", "")))

@@ -7,6 +7,8 @@ import shlex
 from dataclasses import dataclass
 from typing import Any
 
+from deploy.runner.bundle import RUNNER
+
 from ..errors import UsageError
 
 STAGING = ".cache/pi-pipeline"  # below the home folder there; /tmp may be memory
@@ -72,7 +74,7 @@ class Installation:
         install = shlex.join([f"{self.stem}/install.sh", *options])
         steps = [Step("install", f"{unpack} && {install}")]
         if self.python:
-            runner = f"cd {self.current} && venv/bin/python bundle/runner.pyz"
+            runner = f"cd {self.current} && venv/bin/python bundle/{RUNNER}"
             commands = {"doctor": "", "selftest": "", "bench": f" --count {self.count}"}
             commands = {name: f"{runner} {name} --json{more}" for name, more in commands.items()}
         else:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from deploy.runner.sweep import METRICS
+
 from ..console import out, table
 from . import Deployed
 from .installation import latencies
 
-METRICS = {"p50_us": "p50 us", "p90_us": "p90 us", "p99_us": "p99 us", "peak_mb": "peak MB"}
+SHOWN = ("p50_us", "p90_us", "p99_us", "peak_mb")  # of sweep.METRICS
 
 
 def show_device(host: str, reports: dict[str, Any]) -> None:
@@ -22,7 +24,7 @@ def show_device(host: str, reports: dict[str, Any]) -> None:
     bench = reports.get("bench")
     rows = [_latency(row) for row in latencies(bench)]
     if rows:
-        columns = ("runtime", "precision", "threads", *METRICS.values())
+        columns = ("runtime", "precision", "threads", *(METRICS[name][1] for name in SHOWN))
         table(f"{host}: one image at a time", columns, rows, text=("precision",))
     if isinstance(bench, dict) and bench.get("recommendation"):
         out().print(f"recommended there: {bench['recommendation']}")
@@ -30,7 +32,7 @@ def show_device(host: str, reports: dict[str, Any]) -> None:
 
 def _latency(row: dict[str, Any]) -> Sequence[str]:
     known = [str(row["runtime"]), str(row["precision"]), str(row["threads"])]
-    return [*known, *(f"{row[name]:,.1f}" if name in row else "" for name in METRICS)]
+    return [*known, *(f"{row[name]:,.1f}" if name in row else "" for name in SHOWN)]
 
 
 def show_fleet(results: dict[str, Deployed | None]) -> None:

@@ -17,7 +17,6 @@ from ..verify import REPORT
 from . import debian
 from .archive import (
     INSTALL,
-    RUNNER,
     archive,
     check_archive,
     debian_package,
@@ -160,7 +159,7 @@ def _accompany(
     requirements: dict[str, bytes] = {}
     if order.has_python:
         requirements = requirements_of(order)
-        contents |= {"golden.npz": golden, RUNNER: zipapp(Path(deploy.__file__).parent)}
+        contents |= {"golden.npz": golden, bundle.RUNNER: zipapp(Path(deploy.__file__).parent)}
         contents |= requirements
     if order.wheels and place is not None:
         found = wheelhouse(requirements, place)

@@ -23,10 +23,9 @@ from deploy.runner import bundle
 from ..errors import BadInput, Missing
 from .native import CLASSIFY
 
-RUNNER = "runner.pyz"
 INSTALL = "install.sh"
 SCRIPTS = {"postinst", "prerm", "postrm"}  # that dpkg runs, as root
-EXECUTABLES = {RUNNER, INSTALL, CLASSIFY, *SCRIPTS}
+EXECUTABLES = {bundle.RUNNER, INSTALL, CLASSIFY, *SCRIPTS}
 KINDS = ("tar.gz", "deb")
 # No name, no time, no system; an extra field of 36 bytes, in it "PI" of 32: SHA-256 of the rest.
 GZIP_HEADER = bytes.fromhex("1f8b08040000000002ff 2400 5049 2000")

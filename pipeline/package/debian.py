@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from pathlib import PurePosixPath
 from string import Template
 
-from deploy.runner.bundle import sha256
+from deploy.runner.bundle import RUNNER, sha256
 
 from .. import __version__
 from ..errors import UsageError
 from ..run_folder import RunFolder
-from .archive import DEBIAN, RUNNER, Link, zipped
+from .archive import DEBIAN, Link, zipped
 from .native import CLASSIFY
 from .order import Order, package_name
 from .service import service

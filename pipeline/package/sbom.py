@@ -12,10 +12,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import PurePosixPath
 from typing import Any
 
-from deploy.runner.bundle import sha256
+from deploy.runner.bundle import RUNNER, sha256
 
 from .. import __version__
-from .archive import INSTALL, RUNNER
+from .archive import INSTALL
 from .licences import OURS, Linked, Wheel
 from .native import CLASSIFY
 
