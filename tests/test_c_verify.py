@@ -127,7 +127,9 @@ def test_merged_layers_are_judged_as_one_and_nothing_of_the_hidden_one_is_counte
         assert not {e["layer"] for e in worst_of([subject])} & set(hidden)
         if made.precision == "int8":
             fingerprints = record["fingerprints"]
-            assert fingerprints["conv"] == "float half even" == fingerprints["linear"]
+            assert fingerprints["conv"] == "float half even"
+            # Some machines' weights lead no sum of a linear layer to a half.
+            assert "float half even" in fingerprints["linear"].split(" or ")
 
 
 def test_a_hidden_layer_fails_with_the_one_that_it_is_judged_with(
