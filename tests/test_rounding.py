@@ -329,6 +329,26 @@ def given_to(layer: Layer, network: Network) -> tuple[str, tuple[int, ...]]:
     return name, shapes.get(name, network.image_shape)
 
 
+@pytest.mark.parametrize("shift", [1, -1])
+def test_a_bias_that_is_one_off_is_seen_in_what_weighted_layers_are_fed(
+    various: Exported, shift: int
+) -> None:
+    network = various.reference().network
+    for layer in weighted(network):
+        linear = linear_of(layer, network)
+        assert linear is not None
+        name, shape = given_to(layer, network)
+        made = cases.beside_halves(layer, linear, shape, np.random.default_rng(0))
+        assert made.dtype == np.int8 and made.shape[1:] == shape
+        result = exact_of(layer, network, {name: made})
+        accumulator, multiplier = result.accumulator, result.multiplier
+        assert accumulator is not None and multiplier is not None
+        scheme = REQUANTIZATIONS["float half even"]
+        moved = scheme(accumulator + shift, multiplier) != scheme(accumulator, multiplier)
+        channels = np.moveaxis(moved, 1, 0).reshape(moved.shape[1], -1)
+        assert channels.any(axis=1).all(), layer.name
+
+
 def test_schemes_disagree_on_what_weighted_layers_are_fed(various: Exported) -> None:
     network = various.reference().network
     told: Counter[tuple[str, str]] = Counter()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,7 +22,9 @@ MADE = 16  # images of each random kind
 REAL = 32  # images whose values a layer is fed in isolation
 AMPLITUDE = 2.0**14  # of an impulse: a power of two adds no rounding, and outweighs the bias
 CHANNELS = 8  # output channels for which inputs are sought that tell the schemes apart
+BIASES = 128  # and for which some are sought that tell a bias from its neighbours
 FEATURES = 4096  # at most so many impulses, evenly spaced, for a linear layer
+TRIES = 64  # halves that are tried: inputs do not reach every accumulator
 MOST_SUMS = 2**20  # accumulators on either side of zero that are searched
 
 
@@ -111,6 +113,7 @@ def _int8_parts(
         linear = linear_of(layer, network)
         if linear is not None:
             parts.append({name: disagreements(layer, linear, shape, random)})
+            parts.append({name: beside_halves(layer, linear, shape, random)})
     return parts
 
 
@@ -159,6 +162,55 @@ def disagreements(
     For some output channels and every two schemes the accumulators on which they disagree are
     listed, and inputs are sought, weight by weight, that add up to one of them.
     """
+    found = []
+    for each in _channels(layer, linear, shape, random, CHANNELS):
+        results = [scheme(each.sums, each.multiplier) for scheme in REQUANTIZATIONS.values()]
+        for one, other in itertools.combinations(results, 2):
+            found += [each.input_of(total) for total in _some(each.sums[one != other], random)]
+    return _stacked(found, shape)
+
+
+def beside_halves(
+    layer: Layer, linear: Linear, shape: tuple[int, ...], random: np.random.Generator
+) -> Array:
+    """int8 inputs, K x `shape`, whose accumulators are the last before a half or the first after
+    one: a bias that is one off moves one of the two to the other side.
+    """
+    found = []
+    for each in _channels(layer, linear, shape, random, BIASES):
+        sums = each.sums[each.sums >= 0]  # a ReLU hides what is below
+        rounded = REQUANTIZATIONS["float half even"](sums, each.multiplier)
+        before = np.flatnonzero(np.diff(rounded))[:TRIES]
+        for side in (sums[before], sums[before + 1]):
+            inputs = (each.input_of(total) for total in side)
+            found.append(next((values for values in inputs if values is not None), None))
+    return _stacked(found, shape)
+
+
+def _stacked(found: Sequence[Array | None], shape: tuple[int, ...]) -> Array:
+    known = [values for values in found if values is not None]
+    return np.stack(known) if known else np.zeros((0, *shape), np.int8)
+
+
+@dataclass(frozen=True)
+class _Channel:
+    """An output channel: the accumulators `sums` that are looked through, how they are requantized,
+    and the input of the layer that adds up to one of them.
+    """
+
+    sums: Array
+    multiplier: Multiplier
+    input_of: Callable[[int], Array | None]
+
+
+def _channels(
+    layer: Layer,
+    linear: Linear,
+    shape: tuple[int, ...],
+    random: np.random.Generator,
+    most: int,
+) -> Iterator[_Channel]:
+    """At most so many output channels, in random order."""
     weight = linear.weight.astype(np.int64)
     if linear.node.op_type == "Gemm" and not _attribute(layer, "transB", 0):
         weight = weight.T
@@ -166,33 +218,24 @@ def disagreements(
         np.broadcast_to(part.ravel(), weight.shape[:1])
         for part in (linear.multiplier.exact, linear.multiplier.single)
     )
-    found = []
-    for channel in random.permutation(len(weight))[:CHANNELS]:
+    for channel in random.permutation(len(weight))[:most]:
         row, bias = weight[channel].ravel(), 0 if linear.bias is None else int(linear.bias[channel])
         reach = int(min(160 / exact[channel], np.abs(row).sum() * 128, MOST_SUMS))
-        sums = np.arange(-reach, reach + 1)
-        multiplier = Multiplier(exact[channel : channel + 1], single[channel : channel + 1])
-        results = [scheme(sums, multiplier) for scheme in REQUANTIZATIONS.values()]
-        chosen = [
-            total
-            for one, other in itertools.combinations(results, 2)
-            for total in _some(sums[one != other], random)
-        ]
-        for total in chosen:
+
+        def input_of(
+            total: int, channel: int = channel, row: Array = row, bias: int = bias
+        ) -> Array | None:
             values = _adding_up(row, int(total) - bias, linear.zero_point, random)
-            if values is not None:
-                found.append(
-                    _placed(
-                        layer,
-                        weight[channel].shape,
-                        values,
-                        channel,
-                        len(weight),
-                        shape,
-                        linear.zero_point,
-                    )
-                )
-    return np.stack(found) if found else np.zeros((0, *shape), np.int8)
+            if values is None:
+                return None
+            kernel = weight[channel].shape
+            return _placed(layer, kernel, values, channel, len(weight), shape, linear.zero_point)
+
+        yield _Channel(
+            np.arange(-reach, reach + 1),
+            Multiplier(exact[channel : channel + 1], single[channel : channel + 1]),
+            input_of,
+        )
 
 
 def _some(choices: Array, random: np.random.Generator) -> list[int]:
