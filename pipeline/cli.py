@@ -32,6 +32,7 @@ from .cli_options import (
     split,
 )
 from .cli_package import package
+from .cli_report import bench, compare, report
 from .cli_verify import verify
 from .errors import INTERRUPTED, UsageError, UserError, unknown
 
@@ -359,11 +360,8 @@ def _export_file(
     say(f"next: make -C {shlex.quote(str(output))}")
 
 
-main.add_command(verify)
-main.add_command(package)
-
-
-main.add_command(deploy)
+for command in (verify, package, deploy, bench, report, compare):
+    main.add_command(command)
 
 
 @main.command()
@@ -376,7 +374,8 @@ main.add_command(deploy)
 def run(
     formats: str, precisions: str, images: int, overwrite: bool, as_json: bool, **options: Any
 ) -> None:
-    """All stages in order: train, quantize, export, verify, package. What is current is skipped.
+    """All stages in order: train, quantize, export, verify, package, bench, report. What is current
+    is skipped.
 
     \b
     Examples:
@@ -390,6 +389,7 @@ def run(
     network, config, name = _training(options)
     from .console import TrainingProgress, say
     from .package import bundle_name
+    from .report import PAGE
     from .run import Stage, run_all
     from .run_folder import RunFolder
     from .verify.show import show_verification
@@ -422,10 +422,12 @@ def run(
                 "stages": [dataclasses.asdict(stage) for stage in stages],
                 "verification": report,
                 "bundle": str(bundle),
+                "report": str(folder.path / PAGE),
             }
         )
         return
     click.echo(f"{bundle}  {folder.entry(bundle.name)['bytes']:,} bytes")
+    click.echo(f"{folder.path / PAGE}  all of it, to look at")
     say("next: copy it to the Pi, unpack it and follow its README.md")
 
 

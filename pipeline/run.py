@@ -11,13 +11,16 @@ from typing import Any
 from deploy.runner.contract import PRECISIONS
 
 from . import __version__, checkpoint
+from .bench import BENCH, bench_config, bench_run
 from .checkpoint import TrainConfig
 from .data import dataset_of
 from .errors import BadInput, Missing, UsageError, VerificationFailed
 from .export import FORMATS, export_run
 from .network import Network
 from .package import Order, bundle_name, package_run
+from .package.order import PACKED
 from .quantize import quantize_run
+from .report import PAGE, is_current, report_run
 from .run_folder import CHECKPOINT, RunFolder
 from .train import WEIGHTS, OnBatch, OnEpoch, train_run, training_config
 from .verify import REPORT, verify_config, verify_run
@@ -56,11 +59,13 @@ def run_all(
     on_step: Callable[[str], None] = lambda _: None,
     on_report: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> tuple[list[Stage], dict[str, Any]]:
-    """Train, quantize, export, verify and package. Returns the stages and the verification report.
+    """Train, quantize, export, verify, package, bench and report. Returns the stages and the
+    verification report.
 
     An interrupted training goes on from its checkpoint. Raises VerificationFailed before packaging
     when an artefact is not what its program is.
     """
+    order = Order(tuple(formats), tuple(precisions))
 
     def train() -> bool:
         program = run.artefact("fp32", "pt2")
@@ -96,10 +101,23 @@ def run_all(
         report = json.loads(run.need(REPORT).read_bytes())
         on_report(report)
         if not report["passed"]:
+            report_run(run)
             raise VerificationFailed(
-                f"run {run.name} did not pass verification", f"see {run.path / REPORT}"
+                f"run {run.name} did not pass verification", f"see {run.path / PAGE}"
             )
-        return package_run(run, Order(tuple(formats), tuple(precisions)))
+        return package_run(run, order)
+
+    def bench() -> bool:
+        known = run.record["artefacts"].get(BENCH, {}).get("config", {})
+        native = known.get("native", False)  # timed with C, too, by `pipeline bench`: better
+        if run.is_current(BENCH, known if native else bench_config(order)):
+            return False
+        if set(formats) & set(PACKED):
+            bench_run(run, order=order)
+        return bool(set(formats) & set(PACKED))
+
+    def report() -> bool:
+        return not is_current(run) and bool(report_run(run))
 
     stages: list[Stage] = []
     for name, stage in (
@@ -108,6 +126,8 @@ def run_all(
         ("export", lambda: any(export_run(run, formats, precisions).values())),
         ("verify", verify),
         ("package", package),
+        ("bench", bench),
+        ("report", report),
     ):
         started = time.perf_counter()
         stages.append(Stage(name, stage(), time.perf_counter() - started))

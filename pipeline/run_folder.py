@@ -25,6 +25,14 @@ RECORD = "run.json"
 CHECKPOINT = "checkpoint.safetensors"
 SCHEMA = 1
 FOLDERS = ("c",)  # kinds of artefacts that are folders
+OF_COMMANDS = {  # what a command of its own makes
+    "verify.json": "verify",
+    "self-check.json": "verify --self-check",
+    "bench.json": "bench",
+    "report.html": "report",
+    "report.json": "report",
+    "model-card.md": "report --model-card",
+}
 ENTRY = {"sha256", "bytes", "config", "inputs", "made", "facts"}  # what is known of an artefact
 
 
@@ -183,8 +191,8 @@ class RunFolder:
                 command += f" --model {config['model']} --dataset {config['dataset']}"
         elif filename.endswith("-int8.pt2"):
             command = "quantize"
-        elif filename == "verify.json":
-            command = "verify"
+        elif filename in OF_COMMANDS:
+            command = OF_COMMANDS[filename]
         elif filename.endswith((".tar.gz", ".deb")):
             command = "package"
         elif filename.startswith("device-"):

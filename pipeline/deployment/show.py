@@ -22,12 +22,17 @@ def show_device(host: str, reports: dict[str, Any]) -> None:
         findings = [[finding[name] for name in names] for finding in amiss]
         table(f"{host}: what its doctor says", names, findings, text=names)
     bench = reports.get("bench")
+    show_latencies(host, bench)
+    if isinstance(bench, dict) and bench.get("recommendation"):
+        out().print(f"recommended there: {bench['recommendation']}")
+
+
+def show_latencies(where: str, bench: Any) -> None:
+    """The rows of a `bench` report as a table, where there are some."""
     rows = [_latency(row) for row in latencies(bench)]
     if rows:
         columns = ("runtime", "precision", "threads", *(METRICS[name][1] for name in SHOWN))
-        table(f"{host}: one image at a time", columns, rows, text=("precision",))
-    if isinstance(bench, dict) and bench.get("recommendation"):
-        out().print(f"recommended there: {bench['recommendation']}")
+        table(f"{where}: one image at a time", columns, rows, text=("precision",))
 
 
 def _latency(row: dict[str, Any]) -> Sequence[str]:

@@ -9,6 +9,7 @@ the same mutants on the same images, against the unmutated file's own output.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -24,7 +25,7 @@ from deploy.runner.backends.session import Session
 from deploy.runner.contract import PRECISIONS
 from deploy.runner.scores import real
 
-from .. import program
+from .. import __version__, program
 from ..data import dataset_of
 from ..errors import UsageError, first_line
 from ..export import FORMATS, export_run
@@ -52,6 +53,7 @@ from .tflite_file import TfliteFile
 
 Array = npt.NDArray[Any]
 
+SELF_CHECK = "self-check.json"
 BATCH = 32  # images that are judged at once; the first fail nearly every mutant
 TOLERANCES = {"allclose_1e-3": 1e-3, "allclose_1e-5": 1e-5}  # relative and absolute
 COUNTS = ("mutants", "changed", "killed", "killed_changed", *TOLERANCES, "equivalent")
@@ -72,7 +74,7 @@ def self_check(
     something else, be it only inside or from made inputs. The counts are "mutants"; "changed", with
     another output; "killed", found by verification; "killed_changed", both; "allclose_1e-3" and
     "allclose_1e-5", changed ones that np.allclose finds; "equivalent", passed and nowhere changed.
-    Raises UsageError, Missing or BadInput.
+    It is saved in the run. Raises UsageError, Missing or BadInput.
     """
     if images < 1:
         raise UsageError(f"--images {images}", "give 1 or more")
@@ -93,7 +95,12 @@ def self_check(
     rows = [row for entry in files for row in entry["rows"]]
     total = {count: sum(row[count] for row in rows) for count in COUNTS}
     passed = not alarms and 0 < total["changed"] == total["killed_changed"]
-    return {"passed": passed, "false_alarms": alarms, "files": files, "total": total}
+    report = {"passed": passed, "false_alarms": alarms, "files": files, "total": total}
+    config = {"images": images, "seed": seed, "pipeline": __version__}
+    with run.workspace() as work:
+        (work / SELF_CHECK).write_text(json.dumps(report, indent=1) + "\n")
+        run.commit({SELF_CHECK: work / SELF_CHECK}, config, [entry["file"] for entry in files])
+    return report
 
 
 def _rows(file: _File, on_step: Callable[[str], None]) -> list[dict[str, Any]]:

@@ -1,0 +1,78 @@
+"""Latency, start and memory of everything that ships, on this machine: the runner's own `bench`."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tarfile
+import tempfile
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+from deploy.runner.bundle import Bundle
+from deploy.runner.contract import PRECISIONS
+from deploy.runner.sweep import Row, model_card, sweep
+
+from . import __version__
+from .errors import Missing
+from .package import Order, bundle_name, package_run
+from .package.order import PACKED
+from .run_folder import RunFolder
+from .verify.compiler import compiler
+
+BENCH = "bench.json"
+HOST = "host"
+INFERENCES = 1000
+KINDS = (*PACKED, "c")
+
+
+def bench_run(
+    run: RunFolder,
+    count: int = INFERENCES,
+    order: Order | None = None,
+    on_row: Callable[[Row], None] = lambda _: None,
+) -> dict[str, Any]:
+    """Time `count` inferences of one image in each runtime, precision and number of threads.
+
+    What is timed is the bundle of `order`: by default one for this machine with all that has been
+    exported, or, where there is no compiler, without C. It is packed for this alone. Each choice
+    has a process of its own. Returns the model card that is saved in the run. Raises Missing, and
+    the errors of packaging.
+    """
+    order = order or _order(run)
+    with tempfile.TemporaryDirectory() as folder:
+        work = Path(folder)
+        copy = RunFolder(work / run.name, deepcopy(run.record))
+        shutil.copytree(run.path, copy.path)
+        package_run(copy, order)
+        name = bundle_name(copy, order.place.name if order.place else None)
+        with tarfile.open(copy.need(name)) as files:
+            files.extractall(work, filter="data")
+        bundle = Bundle.open(work / name.removesuffix(".tar.gz"))
+        card = model_card(bundle, sweep(bundle, None, None, None, count, on_row))
+        models = list(copy.entry(name)["inputs"])
+    with run.workspace() as work:
+        (work / BENCH).write_text(json.dumps(card, indent=1) + "\n")
+        run.commit({BENCH: work / BENCH}, bench_config(order, count), models)
+    return card
+
+
+def bench_config(order: Order, count: int = INFERENCES) -> dict[str, Any]:
+    """What run.json keeps to tell whether timing again would time the same."""
+    chosen = {"formats": sorted(order.formats), "precisions": sorted(order.precisions)}
+    return {"count": count, "native": order.is_native, "pipeline": __version__, **chosen}
+
+
+def _order(run: RunFolder) -> Order:
+    """All of the run's files that can be timed here."""
+    made = run.record["artefacts"]
+    precisions = [p for p in PRECISIONS if any(run.artefact(p, kind) in made for kind in KINDS)]
+    kinds = [kind for kind in KINDS if all(run.artefact(p, kind) in made for p in precisions)]
+    native = "c" in kinds and compiler() is not None
+    if not precisions or kinds == [] or (kinds == ["c"] and not native):
+        raise Missing(f"run {run.name} has no export to time here", "run 'pipeline export'")
+    if native:
+        return Order.of(kinds, precisions, HOST)
+    return Order(tuple(kinds), tuple(precisions))

@@ -1,0 +1,341 @@
+"""The report as data: a section for each stage that has run, nothing for one that has not."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+from typing import Any
+
+from ..bench import BENCH
+from ..deployment.installation import latencies
+from ..errors import BadInput, Missing
+from ..graph import Layer, read_graph
+from ..interval import wilson
+from ..run_folder import RunFolder
+from ..verify import REPORT
+from ..verify.self_check import SELF_CHECK
+from .observations import Answers, Observations
+
+Record = dict[str, Any]
+
+PAGE, FACTS, CARD = "report.html", "report.json", "model-card.md"
+WRONG = 20  # most confidently wrong images that are shown
+FLIPS = 40  # images that the two precisions answer differently, at most
+
+
+def facts_of(run: RunFolder, seen: Observations) -> Record:
+    """All sections, as JSON has it. What has been made and is no longer true is a failure."""
+    failures: list[Record] = []
+
+    def read(name: str) -> Record | None:
+        if name not in run.record["artefacts"]:
+            return None
+        try:
+            record: Record = json.loads(run.need(name).read_bytes())
+        except (BadInput, Missing) as error:
+            failures.append({"what": error.message, "mend": error.mend})
+            return None
+        return record
+
+    verification, bench = read(REPORT), read(BENCH)
+    devices = {
+        run.entry(name)["config"]["host"]: record
+        for name in sorted(run.record["artefacts"])
+        if name.startswith("device-") and (record := read(name)) is not None
+    }
+    if verification is not None:
+        failures += _failures(run, verification)
+    sections = {
+        "network": _network(run),
+        "training": _training(run, seen),
+        "quantization": _quantization(seen) if "int8" in seen.answers else None,
+        "parity": _parity(verification) if verification else None,
+        "self_check": read(SELF_CHECK),
+        "runtimes": _runtimes(run, verification, bench, devices),
+        "provenance": _provenance(run, verification),
+    }
+    present = {name: section for name, section in sections.items() if section}
+    return {"run": run.name, "verdict": _verdict(run, seen, verification, present, failures)} | (
+        present
+    )
+
+
+def _failures(run: RunFolder, verification: Record) -> list[Record]:
+    found = []
+    for artefact in verification["artefacts"]:
+        if artefact["passed"]:
+            continue
+        name = f"{artefact['file']} in {artefact['configuration']}"
+        broken = artefact["first_broken"]
+        why = artefact["error"] or (
+            f"{broken} is wrong" if broken else "its output is not its last layer's value"
+        )
+        command = f"pipeline verify --run {run.name} --precision {artefact['precision']}"
+        found.append({"what": f"{name}: {why}", "mend": f"again: {command}"})
+    for runtime in verification["absent"]:
+        found.append(
+            {"what": f"{runtime}: required, but no file ran in it", "mend": "run 'make install'"}
+        )
+    return found
+
+
+def _verdict(
+    run: RunFolder,
+    seen: Observations,
+    verification: Record | None,
+    sections: Record,
+    failures: list[Record],
+) -> Record:
+    state = "not verified" if verification is None else "verified"
+    if failures:
+        state = "failed"
+    bundles = {
+        name: entry["bytes"]
+        for name, entry in sorted(run.record["artefacts"].items())
+        if name.endswith((".tar.gz", ".deb"))
+    }
+    rows = sections["runtimes"]["latencies"] if "runtimes" in sections else []
+    fastest: Record = {}
+    for row in rows:
+        best = fastest.get(row["where"])
+        if best is None or row["p50_us"] < best["p50_us"]:
+            fastest[row["where"]] = row
+    return {
+        "state": state,
+        "failures": failures,
+        "model": run.model,
+        "dataset": seen.dataset.name,
+        "test_images": len(seen.dataset.test),
+        "accuracy": {
+            name: accuracy_of(int(each.right.sum()), len(each.right))
+            for name, each in seen.answers.items()
+        },
+        "judged": [
+            sum(a["error"] is None for a in verification["artefacts"]) if verification else 0,
+            len({a["file"] for a in verification["artefacts"]}) if verification else 0,
+        ],
+        "bundles": bundles,
+        "fastest": list(fastest.values()),
+    }
+
+
+def accuracy_of(right: int, of: int) -> Record:
+    """An accuracy with its 95 % interval."""
+    low, high = wilson(right, of)
+    return {"value": right / of, "low": low, "high": high, "right": right, "of": of}
+
+
+def _network(run: RunFolder) -> Record | None:
+    name = run.artefact("fp32", "onnx")
+    if name not in run.record["artefacts"]:
+        return None
+    graph = read_graph(run.need(name))
+    return {
+        "input_shape": list(graph.input_shape),
+        "parameters": graph.parameters,
+        "macs": graph.macs,
+        "layers": [_layer(layer) for layer in graph.layers],
+    }
+
+
+def _layer(layer: Layer) -> Record:
+    record = dataclasses.asdict(layer)
+    rows, columns = layer.field
+    return record | {"field": [rows.size, columns.size], "jump": [rows.jump, columns.jump]}
+
+
+def _training(run: RunFolder, seen: Observations) -> Record:
+    labels = seen.dataset.labels
+    answers = seen.answers["fp32"]
+    confusion = answers.confusion
+    classes = []
+    for number, label in enumerate(labels):
+        of, answered = int(confusion[number].sum()), int(confusion[:, number].sum())
+        hit = int(confusion[number, number])
+        entry = {"label": label, "images": of, "recall": hit / of if of else None}
+        entry["precision"] = hit / answered if answered else None
+        if "int8" in seen.answers:
+            entry["change_int8"] = int(seen.answers["int8"].confusion[number, number]) - hit
+        classes.append(entry)
+    return {
+        "history": run.training["history"],
+        "confusion": {name: each.confusion.tolist() for name, each in seen.answers.items()},
+        "labels": list(labels),
+        "classes": classes,
+        "wrong": [answer_of(i, answers, labels) for i in answers.most_confidently_wrong(WRONG)],
+        "wrong_in_all": int((~answers.right).sum()),
+    }
+
+
+def answer_of(index: int, answers: Answers, labels: tuple[str, ...]) -> Record:
+    """One image's answer."""
+    chosen = int(answers.chosen[index])
+    return {
+        "index": index,
+        "label": labels[int(answers.truth[index])],
+        "answer": labels[chosen],
+        "probability": float(answers.probabilities[index, chosen]),
+    }
+
+
+def _quantization(seen: Observations) -> Record:
+    labels = seen.dataset.labels
+    return {
+        "layers": [
+            {
+                "layer": each.layer,
+                "kind": each.kind,
+                "seen": [float(each.edges[0]), float(each.edges[-1])],
+                "range": None if each.low is None else [each.low, each.high],
+                "clipped": each.clipped,
+            }
+            for each in seen.activations
+        ],
+        "flips_in_all": len(seen.flips),
+        "flips": [
+            {name: answer_of(index, each, labels) for name, each in seen.answers.items()}
+            for index in seen.flips[:FLIPS]
+        ],
+    }
+
+
+def _parity(verification: Record) -> Record:
+    """For each precision: layers x configurations, what is told of each cell."""
+    tables = {}
+    for precision in ("fp32", "int8"):
+        judged = [
+            a
+            for a in verification["artefacts"]
+            if a["precision"] == precision and a["error"] is None
+            if "," not in a["configuration"]
+        ]
+        if judged:
+            tables[precision] = {
+                "columns": [[a["file"], a["configuration"], a["shipped"]] for a in judged],
+                "layers": [[e["layer"], e["kind"]] for e in judged[0]["layers"]],
+                "cells": [
+                    [_cell(a["layers"][n], precision) for a in judged]
+                    for n in range(len(judged[0]["layers"]))
+                ],
+                "kinds": list(dict.fromkeys(k for a in judged for k in a["fingerprints"])),
+                "fingerprints": [a["fingerprints"] for a in judged],
+                "steps": [_steps(a) for a in judged],
+            }
+    return {
+        "passed": verification["passed"],
+        "tables": tables,
+        "varied": [entry for entry in verification["varied"] if entry["differ"]],
+        "observer": [
+            {"file": a["file"], "configuration": a["configuration"], **a["observer"]}
+            for a in verification["artefacts"]
+            if a["error"] is None and a["observer"]["differ"]
+        ],
+        "skipped": verification["skipped"],
+    }
+
+
+def _cell(layer: Record, precision: str) -> Record:
+    """fp32: the largest error as a part of its bound. int8: the part of the integers that are not
+    those of exact arithmetic, all of which a rounding explains where the layer passed.
+    """
+    if layer["with"]:
+        return {"passed": layer["passed"], "value": None, "with": layer["with"]}
+    judged = [j for j in (layer["isolated"], layer["in_place"]) if j is not None]
+    if precision == "fp32":
+        value = max(j["fraction_of_bound"] for j in judged)
+    else:
+        value = max(1 - j["equal_part"] for j in judged)
+    return {"passed": layer["passed"], "value": value, "with": None}
+
+
+def _steps(artefact: Record) -> Record:
+    """How many integers, of all layers on their own inputs, are how many steps off."""
+    found: dict[int, int] = {}
+    for layer in artefact["layers"]:
+        for judged in (layer["isolated"], layer["in_place"]):
+            for step, count in (judged or {"steps": {}})["steps"].items():
+                found[int(step)] = found.get(int(step), 0) + count
+    return {str(step): found[step] for step in sorted(found)}
+
+
+def _runtimes(
+    run: RunFolder, verification: Record | None, bench: Record | None, devices: Record
+) -> Record | None:
+    files = []
+    for artefact in verification["artefacts"] if verification else ():
+        if artefact["shipped"] and artefact.get("final"):
+            final = artefact["final"]
+            of = verification["test_images"] if verification else 0
+            files.append(
+                {
+                    "file": artefact["file"],
+                    "configuration": artefact["configuration"],
+                    "precision": artefact["precision"],
+                    "bytes": run.entry(artefact["file"])["bytes"],
+                    "accuracy": accuracy_of(round(final["accuracy"] * of), of),
+                    "equal_part": final["equal_part"],
+                    "largest": final["largest"],
+                    "flips": len(final["flips"]),
+                }
+            )
+    rows = [{"where": "this machine", **row} for row in latencies(bench)]
+    for host, record in devices.items():
+        rows += [{"where": host, **row} for row in latencies(record.get("bench"))]
+    if not files and not rows:
+        return None
+    return {
+        "files": files,
+        "latencies": rows,
+        "machine": bench["device"] if bench else None,
+        "devices": {
+            host: [f for f in record.get("doctor", []) if f["state"] != "fine"]
+            for host, record in devices.items()
+        },
+    }
+
+
+def _provenance(run: RunFolder, verification: Record | None) -> Record:
+    config = run.training["config"]
+    return {
+        "command": reproducing_command(run),
+        "config": json.loads(json.dumps(config, sort_keys=True)),
+        "dataset_sha256": run.training["dataset_sha256"],
+        "torch": run.training["torch"],
+        "threads": run.training["threads"],
+        "machine": verification["machine"] if verification else None,
+        "artefacts": {
+            name: {key: entry[key] for key in ("sha256", "bytes", "made")}
+            for name, entry in sorted(run.record["artefacts"].items())
+            if name not in (PAGE, FACTS, CARD)
+        },
+    }
+
+
+OPTIONS = {  # of `pipeline run`, by what TrainConfig calls it
+    "model": "--model",
+    "dataset": "--dataset",
+    "epochs": "--epochs",
+    "batch_size": "--batch-size",
+    "learning_rate": "--lr",
+    "seed": "--seed",
+    "activation": "--activation",
+    "device": "--device",
+}
+
+
+def reproducing_command(run: RunFolder) -> str:
+    """`pipeline run` with the settings of the training, all of them said."""
+    config = run.training["config"]
+    words = ["pipeline", "run", "--run", run.name]
+    for name, option in OPTIONS.items():
+        if config.get(name) is not None:
+            words += [option, str(config[name])]
+    words += ["--input-shape", ",".join(str(size) for size in run.training["input_shape"])]
+    words.append("--augment" if config["augment"] else "--no-augment")
+    if REPORT in run.record["artefacts"]:
+        verified = run.entry(REPORT)["config"]
+        words += ["--format", ",".join(verified["formats"])]
+        words += ["--precision", ",".join(verified["precisions"])]
+        words += ["--images", str(verified["images"])]
+    return shlex.join(words)

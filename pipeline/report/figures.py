@@ -1,0 +1,200 @@
+"""The report's drawings, each from facts or observations: SVG with its text alternative."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from markupsafe import Markup
+from matplotlib.axes import Axes
+from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FixedLocator, FormatStrFormatter
+
+from .drawing import BLUE, GREEN, GREY, OF_PRECISION, ORANGE, figure, styled, svg
+from .observations import Histogram
+
+Record = dict[str, Any]
+
+MISTAKES = LinearSegmentedColormap.from_list("mistakes", [(ORANGE, 0.0), (ORANGE, 0.7)])
+
+
+def learning_curves(history: Sequence[Record]) -> Markup:
+    """Loss, and error of training and validation images, over epochs."""
+    epochs = [entry["number"] for entry in history]
+    with styled():
+        drawing = figure(7.5, 2.8)
+        loss, error = drawing.subplots(1, 2)
+        loss.plot(epochs, [entry["loss"] for entry in history], color=BLUE)
+        loss.set(xlabel="epoch", ylabel="training loss", ylim=(0, None))
+        for key, colour, label in (
+            ("accuracy", BLUE, "training, distorted images, moving weights"),
+            ("validation_accuracy", ORANGE, "validation, averaged weights"),
+        ):
+            values = [100 * (1 - entry[key]) for entry in history]
+            error.plot(epochs, values, color=colour, label=label)
+        error.set_yscale("symlog", linthresh=0.1)  # logarithmic, and yet no error has its place
+        error.set(xlabel="epoch", ylabel="error (%)", ylim=(0, 100))
+        error.yaxis.set_major_locator(FixedLocator([0, 0.1, 1, 10, 100]))
+        error.yaxis.set_major_formatter(FormatStrFormatter("%g"))
+        error.legend(fontsize=8, loc="upper right")
+        for axes in (loss, error):
+            axes.grid(visible=True)
+    last = history[-1]
+    return svg(
+        drawing,
+        f"Training loss falls from {history[0]['loss']:.3f} to {last['loss']:.3f} in "
+        f"{len(history)} epochs; validation accuracy ends at {last['validation_accuracy']:.2%}.",
+    )
+
+
+def confusion(counts: npt.NDArray[np.int64], labels: Sequence[str], precision: str) -> Markup:
+    """Rows are what images are, columns what they are taken for; colour is of the mistakes."""
+    classes = len(labels)
+    mistakes = counts.astype(float)
+    np.fill_diagonal(mistakes, np.nan)
+    side = min(7.0, 1.2 + 0.34 * classes)
+    with styled():
+        drawing = figure(side + 0.3, side)
+        axes = drawing.subplots()
+        most = max(1.0, float(np.nan_to_num(mistakes).max()))
+        axes.imshow(mistakes, cmap=MISTAKES, vmin=0, vmax=most)
+        if classes <= 20:
+            for row, column in np.ndindex(counts.shape):
+                if counts[row, column]:
+                    count = str(counts[row, column])
+                    axes.text(column, row, count, ha="center", va="center", fontsize=8)
+        every = -(-classes // 40)
+        ticks = range(0, classes, every)
+        axes.set_xticks(ticks, [labels[i] for i in ticks], rotation=0 if classes <= 10 else 90)
+        axes.set_yticks(ticks, [labels[i] for i in ticks])
+        axes.set(xlabel="answer", ylabel="truth", title=f"{precision}, test images")
+    right, of = int(np.trace(counts)), int(counts.sum())
+    return svg(drawing, f"Confusion matrix in {precision}: {right} of {of} on the diagonal.")
+
+
+def receptive_fields(image: npt.NDArray[np.uint8], layers: Sequence[Record]) -> Markup | None:
+    """What the middle value of each layer sees of an image, H x W or H x W x 3. None if nothing
+    sees a part only.
+    """
+    height, width = image.shape[:2]
+    fields = dict.fromkeys(
+        (rows, columns)
+        for rows, columns in (layer["field"] for layer in layers)
+        if (rows, columns) != (1, 1) and (rows < height or columns < width)
+    )
+    if not fields:
+        return None
+    with styled():
+        drawing = figure(3.6 + 1.6, 3.6)
+        axes = drawing.subplots()
+        axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+        colours = [BLUE, ORANGE, GREEN, "#e69f00", "#cc79a7", "#56b4e9", "#f0e442"]
+        for number, (rows, columns) in enumerate(fields):
+            names = [e["name"] for e in layers if tuple(e["field"]) == (rows, columns)]
+            corner = (width / 2 - columns / 2 - 0.5, height / 2 - rows / 2 - 0.5)
+            label = f"{rows}x{columns}: {', '.join(names[:3])}" + (", ..." if names[3:] else "")
+            colour = colours[number % len(colours)]
+            axes.add_patch(
+                Rectangle(corner, columns, rows, fill=False, ec=colour, lw=2, label=label)
+            )
+        axes.set_axis_off()
+        axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), fontsize=8, borderaxespad=0)
+    sizes = ", ".join(f"{rows}x{columns}" for rows, columns in fields)
+    return svg(drawing, f"A test image and the receptive fields of its middle: {sizes} pixels.")
+
+
+def histograms(found: Sequence[Histogram]) -> Markup:
+    """One small drawing a layer: how often which value, and what int8 can hold."""
+    return _small(found, _activations, "value", "Histograms of each layer's float values")
+
+
+def _activations(axes: Axes, each: Histogram) -> None:
+    axes.stairs(each.counts, each.edges, fill=True, color=BLUE, alpha=0.8)
+    if each.low is not None and each.high is not None:
+        axes.axvspan(each.low, each.high, color=ORANGE, alpha=0.2, lw=0)
+    axes.set_yscale("log")
+    axes.set_title(each.layer, fontsize=9)
+
+
+def weights(found: dict[str, npt.NDArray[Any]]) -> Markup:
+    """One small drawing a layer: how often which weight."""
+
+    def draw(axes: Axes, each: tuple[str, npt.NDArray[Any]]) -> None:
+        name, values = each
+        axes.hist(values.ravel(), bins=60, color=GREEN)
+        axes.set_title(name.removesuffix(".weight"), fontsize=9)
+
+    return _small(list(found.items()), draw, "weight", "Histograms of each layer's weights")
+
+
+def _small(items: Sequence[Any], draw: Any, unit: str, alternative: str) -> Markup:
+    columns = min(4, len(items))
+    rows = -(-len(items) // columns)
+    with styled():
+        drawing = figure(1.9 * columns, 1.7 * rows)
+        grid = drawing.subplots(rows, columns, squeeze=False)
+        for axes, each in zip(grid.flat, items, strict=False):
+            draw(axes, each)
+            axes.tick_params(labelsize=7)
+        for axes in grid.flat[len(items) :]:
+            axes.set_visible(False)
+        drawing.supxlabel(unit, fontsize=9)
+        drawing.supylabel("count", fontsize=9)
+    return svg(drawing, f"{alternative}: {len(items)} of them.")
+
+
+def steps_off(table: Record) -> Markup | None:
+    """int8: how many integers are how many steps off exact arithmetic, by file and runtime."""
+    columns = [f"{file}\n{name}" for file, name, _ in table["columns"]]
+    off = sorted({int(step) for steps in table["steps"] for step in steps})
+    if off in ([], [0]):
+        return None
+    with styled():
+        drawing = figure(7.5, 1.0 + 0.42 * len(columns))
+        axes = drawing.subplots()
+        size = 0.8 / len(off)
+        palette = {-2: "#56b4e9", -1: BLUE, 0: GREY, 1: ORANGE, 2: "#e69f00"}
+        for number, step in enumerate(off):
+            places = np.arange(len(columns)) + (number - (len(off) - 1) / 2) * size
+            counts = [steps.get(str(step), 0) for steps in table["steps"]]
+            colour = palette.get(step, GREEN)
+            axes.barh(places, counts, size, color=colour, label=f"{step:+d}" if step else "0")
+        axes.set_yticks(range(len(columns)), columns, fontsize=7)
+        axes.invert_yaxis()
+        axes.set(xscale="log", xlabel="integers of all layers (logarithmic)")
+        axes.legend(title="steps off", fontsize=8, title_fontsize=8, ncols=len(off))
+    return svg(
+        drawing, "How many integers of each file and runtime are how many steps off the exact ones."
+    )
+
+
+def latencies(rows: Sequence[Record]) -> Markup:
+    """The median, with a line to the 99th percentile, of one image at a time; logarithmic."""
+    names = [f"{row['runtime']}  {row['threads']} thr" for row in rows]
+    with styled():
+        drawing = figure(7.5, 0.9 + 0.27 * len(rows))
+        axes = drawing.subplots()
+        for precision, colour in OF_PRECISION.items():
+            at = [n for n, row in enumerate(rows) if row["precision"] == precision]
+            middle = [rows[n]["p50_us"] for n in at]
+            reach = [[0.0] * len(at), [rows[n]["p99_us"] - rows[n]["p50_us"] for n in at]]
+            if at:
+                axes.errorbar(
+                    middle, at, xerr=reach, fmt="o", color=colour, capsize=3, label=precision
+                )
+        axes.set_yticks(range(len(rows)), names, fontsize=8)
+        axes.invert_yaxis()
+        axes.set(xscale="log", xlabel="µs per image: median, and up to the 99th percentile")
+        for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+            axis(FormatStrFormatter("%g"))
+        axes.grid(visible=True, axis="x", which="both")
+        axes.legend(fontsize=8)
+    best = min(rows, key=lambda row: float(row["p50_us"]))
+    return svg(
+        drawing,
+        f"Latencies of {len(rows)} ways to run the model; the fastest median is "
+        f"{best['p50_us']:.1f} µs with {best['runtime']} in {best['precision']}.",
+    )
