@@ -19,6 +19,7 @@ import click
 
 from . import __version__
 from .cli_deploy import deploy
+from .cli_machine import completion, doctor
 from .cli_options import (
     FORMAT,
     FORMATS,
@@ -360,7 +361,7 @@ def _export_file(
     say(f"next: make -C {shlex.quote(str(output))}")
 
 
-for command in (verify, package, deploy, bench, report, compare):
+for command in (verify, package, deploy, bench, report, compare, doctor, completion):
     main.add_command(command)
 
 
