@@ -28,9 +28,10 @@ def test_a_run_leaves_every_artefact_and_a_passed_verification(
     there = {path.name for path in (trained / "small").iterdir()}
     expected = {*ARTEFACTS, "model.safetensors", "run.json", "verify.json"}
     sources = {"lenet5-classic-fp32-c", "lenet5-classic-int8-c"}
-    assert there == expected | sources | {"lenet5-classic-bundle.tar.gz"}
+    seen = {"bench.json", "report.html", "report.json"}
+    assert there == expected | sources | seen | {"lenet5-classic-bundle.tar.gz"}
     assert whole_run["verification"]["passed"] is True
-    assert [stage["made"] for stage in whole_run["stages"]] == [True] * 5
+    assert [stage["made"] for stage in whole_run["stages"]] == [True] * 7
 
 
 def test_a_second_run_skips_every_stage_and_says_so(cli: Cli) -> None:
@@ -38,7 +39,7 @@ def test_a_second_run_skips_every_stage_and_says_so(cli: Cli) -> None:
     again = cli("run", *options, "--run", "small", "--images", "64", "--json")
     assert again.returncode == 0, again.stderr
     assert not any(stage["made"] for stage in json.loads(again.stdout)["stages"])
-    assert again.stderr.count("skipped, nothing has changed") == 5
+    assert again.stderr.count("skipped, nothing has changed") == 7
 
 
 def test_exports_are_byte_identical_when_made_again(cli: Cli, runs: Path) -> None:
