@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: demo install emulators test test-slow lint bench clean
+.PHONY: demo install emulators test test-slow lint bench docs clean
 
 demo: install
 	$(BIN)/pipeline run
@@ -73,5 +73,9 @@ bench: install emulators
 	$(BIN)/python benchmarks/latency.py --run bench
 	$(BIN)/python benchmarks/instructions.py --run bench
 
+# The pages of docs/ as a site, in site/.
+docs: install
+	$(BIN)/mkdocs build --quiet
+
 clean:
-	rm -rf .venv runs
+	rm -rf .venv runs site

@@ -1,4 +1,4 @@
-"""The README is a promise: its shell commands are run here, in order, as they stand."""
+"""README and docs are a promise: their shell commands are run here, in order, as they stand."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text()
+PAGES = sorted((ROOT / "docs").glob("*.md"))
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", TEXT, flags=re.DOTALL)
+def blocks(language: str, text: str = TEXT) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", text, flags=re.DOTALL)
 
 
 def prepare_what_the_reader_has(folder: Path) -> None:
@@ -37,7 +38,7 @@ def prepare_what_the_reader_has(folder: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
+def test_every_command_of_readme_and_docs_works(tmp_path: Path) -> None:
     prepare_what_the_reader_has(tmp_path)
     make, *rest = blocks("sh")
     for line in make.splitlines():  # make itself is what runs this test
@@ -46,7 +47,9 @@ def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
     binaries = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     environment = os.environ | {"PATH": binaries}
     environment.pop("PIPELINE_RUNS_DIR", None)
-    script = "set -eux\n" + "".join(rest)
+    # A page's reader begins where README's began, with the run that was made there.
+    pages = ["".join(blocks("sh", page.read_text())) for page in PAGES]
+    script = "set -eux\n" + "".join(f"(\n{commands})\n" for commands in ("".join(rest), *pages))
     done = subprocess.run(
         ["bash", "-c", script],
         cwd=tmp_path,
@@ -58,6 +61,23 @@ def test_every_command_of_the_readme_works(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     assert "three.png: " in done.stdout
     assert (tmp_path / "runs" / "mine" / "my-net-bundle.tar.gz").is_file()
+
+
+def test_the_pages_become_a_site_without_a_warning(tmp_path: Path) -> None:
+    pytest.importorskip("material", reason="no mkdocs-material: install the extra docs")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    for page in PAGES:
+        html = tmp_path / (page.stem if page.stem != "index" else "") / "index.html"
+        text = html.read_text()
+        assert not re.findall(r'<(?:script|link|img)[^>]+(?:src|href)="(https?://[^"]+)"', text)
+
+
+def test_what_readme_points_to_is_there() -> None:
+    links = re.findall(r"\]\(([^)#]+)\)", TEXT)
+    assert len(links) >= 4
+    assert [link for link in links if "://" not in link and not (ROOT / link).exists()] == []
 
 
 def test_every_command_is_in_the_readme_and_its_help_has_an_example(tmp_path: Path) -> None:
