@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: demo install emulators test test-slow lint bench docs clean
+.PHONY: demo install emulators test test-slow lint bench docs pictures clean
 
 demo: install
 	$(BIN)/pipeline run
@@ -76,6 +76,10 @@ bench: install emulators
 # The pages of docs/ as a site, in site/.
 docs: install
 	$(BIN)/mkdocs build --quiet
+
+# README's pictures, of the run that `make demo` leaves, by Chromium.
+pictures: install
+	$(BIN)/python docs/pictures.py
 
 clean:
 	rm -rf .venv runs site
