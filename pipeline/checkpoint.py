@@ -35,13 +35,19 @@ class TrainConfig:
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch came to; accuracies in [0, 1]."""
+    """What one epoch came to; accuracies in [0, 1].
+
+    `seconds` are of training and validating, `images_per_second` of training alone; the learning
+    rate is the last batch's.
+    """
 
     number: int
     loss: float
     accuracy: float
     validation_accuracy: float
     seconds: float
+    learning_rate: float
+    images_per_second: float
 
 
 @dataclass

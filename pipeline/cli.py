@@ -30,6 +30,8 @@ from .cli_options import (
     print_json,
     shape_of,
     split,
+    training,
+    training_options,
 )
 from .cli_package import package
 from .cli_verify import verify
@@ -91,95 +93,13 @@ def main(debug: bool) -> None:
             logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def training_options(command: Any) -> Any:
-    """The options that say what is trained and how."""
-    options = [
-        click.option(
-            "--model",
-            default="lenet5",
-            show_default=True,
-            help="lenet5, lenet5-classic, mlp, or your own FILE.py:ClassName.",
-        ),
-        click.option(
-            "--dataset",
-            default="digits",
-            show_default=True,
-            help="digits, mnist, fashion-mnist, or a FOLDER with one subfolder per class.",
-        ),
-        click.option("--activation", help="Another activation, where the model has a choice."),
-        click.option("--input-shape", metavar="C,H,W", help="Where the class does not say."),
-        click.option("--epochs", type=int, help="Default: by data set."),
-        click.option("--batch-size", type=int, default=128, show_default=True),
-        click.option("--lr", type=float, help="Peak learning rate. Default: the model's."),
-        click.option("--seed", type=int, default=0, show_default=True),
-        click.option(
-            "--augment/--no-augment",
-            default=None,
-            help="Random affine and elastic distortion. Default: by data set.",
-        ),
-        click.option(
-            "--device",
-            type=click.Choice(["auto", "cpu", "cuda"]),
-            default="auto",
-            show_default=True,
-        ),
-        click.option(
-            "--data-dir",
-            type=click.Path(path_type=Path),
-            help="Where IDX files lie. Default: PIPELINE_DATA_DIR, else download.",
-        ),
-        click.option("--run", "run_name", metavar="NAME", help="Default: MODEL-DATASET."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def _training(options: dict[str, Any]) -> tuple[Any, Any, str]:
-    """(network, TrainConfig, run name) from the options; checks what can be checked first."""
-    from .checkpoint import TrainConfig
-    from .data import DATASETS, training_defaults
-    from .network import find_network
-    from .train import choose_device
-
-    for option, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
-        if options[option] is not None and options[option] < least:
-            name = f"--{option.replace('_', '-')}"
-            raise UsageError(f"{name} {options[option]}", f"give {least} or more")
-    if options["lr"] is not None and not 0 < options["lr"] < float("inf"):
-        raise UsageError(f"--lr {options['lr']:g}", "give a number above 0")
-    dataset: str = options["dataset"]
-    if dataset not in DATASETS and not Path(dataset).is_dir():
-        also = ", or a folder with one subfolder per class"
-        raise unknown("data set", dataset, DATASETS, also)
-    network = find_network(
-        options["model"], options["activation"], shape_of(options["input_shape"])
-    )
-    epochs, augment = training_defaults(dataset)
-    config = TrainConfig(
-        model=options["model"],
-        dataset=dataset,
-        epochs=options["epochs"] if options["epochs"] is not None else epochs,
-        learning_rate=options["lr"] if options["lr"] is not None else network.learning_rate(),
-        batch_size=options["batch_size"],
-        seed=options["seed"],
-        device=choose_device(options["device"]),
-        activation=options["activation"],
-        input_shape=network.input_shape,
-        data_dir=str(options["data_dir"]) if options["data_dir"] else None,
-        augment=options["augment"] if options["augment"] is not None else augment,
-        label_smoothing=network.label_smoothing(),
-    )
-    name = options["run_name"] or f"{network.name}-{Path(dataset).resolve().name}".lower()
-    return network, config, name
-
-
 @main.command()
 @training_options
 @click.option("--resume", is_flag=True, help="Go on where an interrupted training stopped.")
 @click.option("--overwrite", is_flag=True, help="Replace the weights of a run that has some.")
+@click.option("--tensorboard", is_flag=True, help="Write event files for TensorBoard, too.")
 @JSON
-def train(resume: bool, overwrite: bool, as_json: bool, **options: Any) -> None:
+def train(resume: bool, overwrite: bool, tensorboard: bool, as_json: bool, **options: Any) -> None:
     """Train a network and freeze it.
 
     \b
@@ -192,7 +112,7 @@ def train(resume: bool, overwrite: bool, as_json: bool, **options: Any) -> None:
     from .console import TrainingProgress, say
     from .network import find_network
     from .run_folder import CHECKPOINT, RunFolder
-    from .train import WEIGHTS, train_run
+    from .train_stage import WEIGHTS, train_run
 
     if resume:
         run = RunFolder.open(options["run_name"])
@@ -201,7 +121,7 @@ def train(resume: bool, overwrite: bool, as_json: bool, **options: Any) -> None:
         network = find_network(config.model, config.activation, config.input_shape)
         say(f"resuming run {run.name} after epoch {len(history)} of {config.epochs}")
     else:
-        network, config, name = _training(options)
+        network, config, name = training(options)
         run = RunFolder.create(name, network.name)
         if WEIGHTS in run.record["artefacts"] and not overwrite:
             raise UsageError(
@@ -219,6 +139,7 @@ def train(resume: bool, overwrite: bool, as_json: bool, **options: Any) -> None:
             network,
             config,
             resume=resume,
+            tensorboard=tensorboard,
             on_batch=progress.on_batch,
             on_epoch=progress.on_epoch,
         )
@@ -387,7 +308,7 @@ def run(
     chosen = split("format", formats, FORMATS), split("precision", precisions, PRECISIONS)
     if images < 1:
         raise UsageError(f"--images {images}", "give 1 or more")
-    network, config, name = _training(options)
+    network, config, name = training(options)
     from .console import TrainingProgress, say
     from .package import bundle_name
     from .run import Stage, run_all

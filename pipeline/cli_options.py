@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -57,6 +58,89 @@ def shape_of(text: str | None) -> tuple[int, int, int] | None:
         raise UsageError(f"--input-shape {text}", "give C,H,W, as in 3,48,64")
     channels, height, width = (int(part) for part in parts)
     return channels, height, width
+
+
+def training_options(command: Any) -> Any:
+    """The options that say what is trained and how."""
+    options = [
+        click.option(
+            "--model",
+            default="lenet5",
+            show_default=True,
+            help="lenet5, lenet5-classic, mlp, or your own FILE.py:ClassName.",
+        ),
+        click.option(
+            "--dataset",
+            default="digits",
+            show_default=True,
+            help="digits, mnist, fashion-mnist, or a FOLDER with one subfolder per class.",
+        ),
+        click.option("--activation", help="Another activation, where the model has a choice."),
+        click.option("--input-shape", metavar="C,H,W", help="Where the class does not say."),
+        click.option("--epochs", type=int, help="Default: by data set."),
+        click.option("--batch-size", type=int, default=128, show_default=True),
+        click.option("--lr", type=float, help="Peak learning rate. Default: the model's."),
+        click.option("--seed", type=int, default=0, show_default=True),
+        click.option(
+            "--augment/--no-augment",
+            default=None,
+            help="Random affine and elastic distortion. Default: by data set.",
+        ),
+        click.option(
+            "--device",
+            type=click.Choice(["auto", "cpu", "cuda"]),
+            default="auto",
+            show_default=True,
+        ),
+        click.option(
+            "--data-dir",
+            type=click.Path(path_type=Path),
+            help="Where IDX files lie. Default: PIPELINE_DATA_DIR, else download.",
+        ),
+        click.option("--run", "run_name", metavar="NAME", help="Default: MODEL-DATASET."),
+    ]
+    for option in reversed(options):
+        command = option(command)
+    return command
+
+
+def training(options: dict[str, Any]) -> tuple[Any, Any, str]:
+    """(network, TrainConfig, run name) from the options; checks what can be checked first."""
+    from .checkpoint import TrainConfig
+    from .data import DATASETS, training_defaults
+    from .network import find_network
+    from .train import choose_device
+
+    for option, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
+        if options[option] is not None and options[option] < least:
+            name = f"--{option.replace('_', '-')}"
+            raise UsageError(f"{name} {options[option]}", f"give {least} or more")
+    if options["lr"] is not None and not 0 < options["lr"] < float("inf"):
+        raise UsageError(f"--lr {options['lr']:g}", "give a number above 0")
+    dataset: str = options["dataset"]
+    if dataset not in DATASETS and not Path(dataset).is_dir():
+        also = ", or a folder with one subfolder per class"
+        raise unknown("data set", dataset, DATASETS, also)
+    network = find_network(
+        options["model"], options["activation"], shape_of(options["input_shape"])
+    )
+    epochs, augment = training_defaults(dataset)
+    config = TrainConfig(
+        model=options["model"],
+        dataset=dataset,
+        epochs=options["epochs"] if options["epochs"] is not None else epochs,
+        learning_rate=options["lr"] if options["lr"] is not None else network.learning_rate(),
+        batch_size=options["batch_size"],
+        seed=options["seed"],
+        device=choose_device(options["device"]),
+        activation=options["activation"],
+        input_shape=network.input_shape,
+        data_dir=str(options["data_dir"]) if options["data_dir"] else None,
+        augment=options["augment"] if options["augment"] is not None else augment,
+        label_smoothing=network.label_smoothing(),
+    )
+    name = options["run_name"] or f"{network.name}-{Path(dataset).resolve().name}".lower()
+    return network, config, name
 
 
 def print_json(document: Any) -> None:

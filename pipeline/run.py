@@ -19,7 +19,8 @@ from .network import Network
 from .package import Order, bundle_name, package_run
 from .quantize import quantize_run
 from .run_folder import CHECKPOINT, RunFolder
-from .train import WEIGHTS, OnBatch, OnEpoch, train_run, training_config
+from .train import OnBatch, OnEpoch
+from .train_stage import WEIGHTS, train_run, training_config
 from .verify import REPORT, verify_config, verify_run
 
 

@@ -1,4 +1,4 @@
-"""Training: one visible loop, and the stage that leaves a run behind."""
+"""Training: one visible loop. `train_stage.py` is what leaves its outcome in a run."""
 
 from __future__ import annotations
 
@@ -6,33 +6,16 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from . import __version__
 from .checkpoint import Epoch, State, TrainConfig, restore, save
-from .data import Dataset, Split, load_dataset
+from .data import Dataset, Split
 from .distortion import distort
-from .errors import (
-    BadInput,
-    Interrupted,
-    Missing,
-    UsageError,
-    UserError,
-    VerificationFailed,
-    first_line,
-)
-from .network import Network, fastest_layout, lay_out
-from .program import capture, saved
-from .run_folder import CHECKPOINT, RunFolder
-
-WEIGHTS = "model.safetensors"
-
+from .errors import Missing, VerificationFailed
+from .network import fastest_layout, lay_out
 
 # The recipe, chosen on MNIST by validation accuracy, together with the amounts in distortion.py and
 # the networks' own peak learning rate and label smoothing (Szegedy et al. 2016).
@@ -180,11 +163,21 @@ def fit(
     while len(state.history) < config.epochs:
         started = time.perf_counter()
         loss, accuracy = train_epoch(state, train, config, loss_of, on_batch)
+        rate = len(train) / (time.perf_counter() - started)
         checked = evaluate(state.average, validation)
         if checked >= max((epoch.validation_accuracy for epoch in state.history), default=0):
             state.best = {name: t.clone() for name, t in state.average.state_dict().items()}
-        seconds = time.perf_counter() - started
-        state.history.append(Epoch(len(state.history) + 1, loss, accuracy, checked, seconds))
+        state.history.append(
+            Epoch(
+                len(state.history) + 1,
+                loss,
+                accuracy,
+                checked,
+                seconds=time.perf_counter() - started,
+                learning_rate=state.optimizer.param_groups[0]["lr"],
+                images_per_second=rate,
+            )
+        )
         on_epoch(state.history[-1])
         save(state, path, config, origin)
     network.load_state_dict(state.best)
@@ -202,87 +195,3 @@ def choose_device(name: str) -> str:
     if name == "cuda" and not available:
         raise Missing("no CUDA device here", "give --device cpu")
     return ("cuda" if available else "cpu") if name == "auto" else name
-
-
-def train_run(
-    run: RunFolder,
-    network: Network,
-    config: TrainConfig,
-    *,
-    resume: bool = False,
-    int8: bool = False,
-    on_batch: OnBatch = lambda *_: None,
-    on_epoch: OnEpoch = lambda _: None,
-) -> dict[str, Any]:
-    """Train into a run: its weights, its float program, and what is known about both.
-
-    `int8` refuses a network that cannot be quantized before it is trained. Returns the facts, as
-    they stand in run.json under "training". Raises the errors of the data
-    set, the network and the loop; a checkpoint of the last whole epoch stays for --resume.
-    """
-    for option, value, least in (
-        ("--epochs", config.epochs, 1),
-        ("--batch-size", config.batch_size, 1),
-        ("--seed", config.seed, 0),
-    ):
-        if value < least:
-            raise UsageError(f"{option} {value}", f"give {least} or more")
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    data_dir = Path(config.data_dir) if config.data_dir else None
-    checkpoint = run.path / CHECKPOINT
-    try:
-        dataset = load_dataset(config.dataset, network.input_shape, config.seed, data_dir)
-        torch.manual_seed(config.seed)
-        module = network.build(len(dataset.labels))
-        # What cannot be frozen, or quantized where int8 is wanted, is better known now.
-        frozen = capture(module, network.input_shape)
-        if int8:
-            from .quantize import check
-
-            check(frozen)
-        origin = {"source": network.source_sha256, "dataset": dataset.sha256}
-        history = fit(module, dataset, config, checkpoint, resume, origin, on_batch, on_epoch)
-    except KeyboardInterrupt as error:
-        if checkpoint.is_file():
-            mend = f"go on with 'pipeline train --resume --run {run.name}'"
-            raise Interrupted("interrupted; nothing is half-written", mend) from error
-        run.remove_if_empty()
-        raise
-    except RuntimeError as error:  # out of the person's own forward, or memory
-        raise BadInput(
-            f"{network.name}: fails in training ({first_line(error)})", "see --debug"
-        ) from error
-    except UserError:
-        run.remove_if_empty()
-        raise
-    facts = {
-        "config": asdict(config),
-        "source_sha256": network.source_sha256,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "dataset_name": dataset.name,
-        "dataset_sha256": dataset.sha256,
-        "labels": list(dataset.labels),
-        "preparation": dataset.preparation,
-        "input_shape": list(network.input_shape),
-        "parameters": sum(parameter.numel() for parameter in module.parameters()),
-        "history": [asdict(epoch) for epoch in history],
-        "test_accuracy": evaluate(module, dataset.test),
-    }
-    program = run.artefact("fp32", "pt2")
-    with run.workspace() as work:
-        weights = {name: value.clone() for name, value in module.state_dict().items()}
-        (work / WEIGHTS).write_bytes(safetensors.torch.save(weights))
-        (work / program).write_bytes(saved(capture(module, network.input_shape)))
-        run.record["training"] = facts  # saved with the weights, at once
-        run.commit({WEIGHTS: work / WEIGHTS}, training_config(network, config), [])
-        run.commit({program: work / program}, {"pipeline": __version__}, [WEIGHTS])
-    checkpoint.unlink(missing_ok=True)
-    return facts
-
-
-def training_config(network: Network, config: TrainConfig) -> dict[str, Any]:
-    """What run.json keeps to tell whether training again would give the same weights."""
-    record = asdict(config) | {"source_sha256": network.source_sha256, "pipeline": __version__}
-    del record["data_dir"]  # where the data lie does not change what they are
-    return record
