@@ -13,7 +13,7 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -35,7 +35,11 @@ from .cli_options import (
 )
 from .cli_package import package
 from .cli_verify import verify
-from .errors import INTERRUPTED, UsageError, UserError, unknown
+from .errors import INTERRUPTED, Missing, UsageError, UserError, unknown
+
+if TYPE_CHECKING:
+    from .checkpoint import TrainConfig
+    from .workers import Workers
 
 
 class Pipeline(click.Group):
@@ -47,6 +51,10 @@ class Pipeline(click.Group):
             return super().invoke(ctx)
         except UserError as error:
             _fail(ctx, error, str(error), error.exit_code)
+        except click.ClickException as error:
+            if _told_elsewhere():
+                ctx.exit(error.exit_code)
+            raise
         except KeyboardInterrupt as error:
             _fail(ctx, error, "interrupted; nothing is half-written", INTERRUPTED)
         except BrokenPipeError:  # the reader of our output has gone, as with `| head`
@@ -68,8 +76,18 @@ class Pipeline(click.Group):
 def _fail(ctx: click.Context, error: BaseException | None, message: str, code: int) -> NoReturn:
     if error is not None and ctx.find_root().params.get("debug"):
         traceback.print_exception(error)
-    click.echo(f"error: {message}", err=True)
+    if not _told_elsewhere():
+        click.echo(f"error: {message}", err=True)
     ctx.exit(code)
+
+
+def _told_elsewhere() -> bool:
+    """Whether another process that torchrun started has told the person already."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return False
+    from .workers import first_to_tell
+
+    return not first_to_tell()
 
 
 @click.group(cls=Pipeline, context_settings={"help_option_names": ["-h", "--help"]})
@@ -85,6 +103,9 @@ def main(debug: bool) -> None:
       pipeline export --format onnx
       pipeline verify
     """
+    command = click.get_current_context().invoked_subcommand
+    if "TORCHELASTIC_RUN_ID" in os.environ and command not in ("train", None):
+        raise UsageError(f"torchrun is for training, not for 'pipeline {command}'", "leave it out")
     if debug:
         os.environ["PIPELINE_DEBUG"] = "1"
     else:  # the libraries' own remarks are not for the person at the terminal
@@ -108,18 +129,52 @@ def train(resume: bool, overwrite: bool, tensorboard: bool, as_json: bool, **opt
       pipeline train --model lenet5-classic --dataset mnist --epochs 5
       pipeline train --model mynet.py:MyNet --dataset photos/ --run trial
     """
+    from .network import find_network
+    from .train_stage import assist
+    from .workers import joined
+
+    with joined() as workers:
+        if workers.first:
+            _train(workers, resume, overwrite, tensorboard, as_json, options)
+            return
+        given: tuple[str, TrainConfig] = workers.broadcast(None)
+        name, config = given
+        network = find_network(config.model, config.activation, config.input_shape)
+        assist(name, network, config, resume, workers)
+
+
+def _train(
+    workers: Workers,
+    resume: bool,
+    overwrite: bool,
+    tensorboard: bool,
+    as_json: bool,
+    options: dict[str, Any],
+) -> None:
+    """`train` in the one process, or the first of several."""
     from . import checkpoint
     from .console import TrainingProgress, say
     from .network import find_network
     from .run_folder import CHECKPOINT, RunFolder
+    from .train import choose_device
     from .train_stage import WEIGHTS, train_run
 
     if resume:
         run = RunFolder.open(options["run_name"])
-        config, history, _ = checkpoint.read(run.path / CHECKPOINT)
+        saved = checkpoint.read(run.path / CHECKPOINT)
+        config = saved.config
         _refuse_other_settings(dataclasses.asdict(config), options)
+        if config.device == "cuda" and choose_device("auto") != "cuda":
+            raise Missing(
+                f"run {run.name} was begun on a CUDA device, and there is none here",
+                "go on where it was begun, or train anew with --overwrite",
+            )
         network = find_network(config.model, config.activation, config.input_shape)
-        say(f"resuming run {run.name} after epoch {len(history)} of {config.epochs}")
+        say(f"resuming run {run.name} after epoch {len(saved.history)} of {config.epochs}")
+        now = checkpoint.arithmetic(workers.count)
+        for name, then in saved.arithmetic.items():
+            if now.get(name) != then:
+                say(f"{name}: {then} then, {now.get(name)} now; the last bits will differ")
     else:
         network, config, name = training(options)
         run = RunFolder.create(name, network.name)
@@ -133,6 +188,7 @@ def train(resume: bool, overwrite: bool, tensorboard: bool, as_json: bool, **opt
                 f"run {name} has an interrupted training",
                 "give --resume to go on with it, or --overwrite to start anew",
             )
+    workers.broadcast((run.name, config))
     with TrainingProgress(config.epochs) as progress:
         facts = train_run(
             run,
@@ -142,6 +198,7 @@ def train(resume: bool, overwrite: bool, tensorboard: bool, as_json: bool, **opt
             tensorboard=tensorboard,
             on_batch=progress.on_batch,
             on_epoch=progress.on_epoch,
+            workers=workers,
         )
     if as_json:
         print_json({"run": run.name, **facts})

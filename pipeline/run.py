@@ -74,7 +74,7 @@ def run_all(
                 "give another --run NAME, or --overwrite to train it anew",
             )
         path = run.path / CHECKPOINT
-        resume = not overwrite and path.is_file() and checkpoint.read(path)[0] == config
+        resume = not overwrite and path.is_file() and checkpoint.read(path).config == config
         train_run(
             run,
             network,

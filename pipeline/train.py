@@ -11,11 +11,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from .checkpoint import Epoch, State, TrainConfig, restore, save
+from .checkpoint import Epoch, State, TrainConfig, load, restore, save
 from .data import Dataset, Split
 from .distortion import distort
 from .errors import Missing, VerificationFailed
 from .network import fastest_layout, lay_out
+from .workers import ALONE, Workers
 
 # The recipe, chosen on MNIST by validation accuracy, together with the amounts in distortion.py and
 # the networks' own peak learning rate and label smoothing (Szegedy et al. 2016).
@@ -55,20 +56,32 @@ def loss_function(network: nn.Module, config: TrainConfig) -> LossOf:
         loss = nn.functional.cross_entropy(scores, labels, label_smoothing=config.label_smoothing)
         return loss, (scores.argmax(1) == labels).sum()
 
-    return torch.compile(loss_of, mode="reduce-overhead", dynamic=False) if cuda else loss_of
+    # CUDA graphs hold nothing of what several processes say to one another.
+    alone = not isinstance(network, nn.parallel.DistributedDataParallel)
+    mode = "reduce-overhead" if alone else "default"
+    return torch.compile(loss_of, mode=mode, dynamic=False) if cuda else loss_of
 
 
 def train_epoch(
-    state: State, data: Split, config: TrainConfig, loss_of: LossOf, on_batch: OnBatch
+    state: State,
+    data: Split,
+    config: TrainConfig,
+    loss_of: LossOf,
+    on_batch: OnBatch,
+    workers: Workers = ALONE,
 ) -> tuple[float, float]:
     """One pass over the training images in an order that follows from seed and epoch alone.
 
-    Returns mean loss and accuracy over the epoch. Raises VerificationFailed when the loss or a
+    Of each batch every worker computes its share; the steps are those of one alone. Returns mean
+    loss and accuracy over the epoch and all workers. Raises VerificationFailed when the loss or a
     weight is no longer finite.
     """
     epoch = len(state.history)
-    torch.manual_seed(config.seed * 100_003 + epoch)  # CUDA's generator too
+    seed = config.seed * 100_003 + epoch
+    torch.manual_seed(seed)  # CUDA's generator too
     order = torch.randperm(len(data)).to(data.labels.device)
+    if not workers.first:  # whose pictures are distorted by other numbers
+        torch.manual_seed(seed + workers.rank * 0x9E3779B1)
     batches = order.split(config.batch_size)
     if len(batches) > 1 and len(batches[-1]) < 2:  # batch normalization needs two images
         batches = batches[:-1]
@@ -79,15 +92,17 @@ def train_epoch(
         step = epoch * len(batches) + number
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate_at(step, config.epochs * len(batches), config.learning_rate)
-        loss, right = loss_of(data.images[batch], data.labels[batch])
+        share, stands_for = workers.share(batch)
+        loss, right = loss_of(data.images[share], data.labels[share])
         state.optimizer.zero_grad()
-        loss.backward()
+        # The mean over the workers is the mean over the batch, also where shares differ by one.
+        (loss * (stands_for * len(share) / len(batch))).backward()
         state.optimizer.step()
         move_average(state, step, len(batches))
-        totals += torch.stack([loss.detach() * len(batch), right])
+        totals += torch.stack([loss.detach() * len(share), right]) * stands_for
         seen += len(batch)
         if number % REPORT_EVERY == 0 or number + 1 == len(batches):  # else CUDA would wait for us
-            mean_loss, accuracy = (totals / seen).tolist()
+            mean_loss, accuracy = (workers.mean(totals) / seen).tolist()
             if not math.isfinite(mean_loss):
                 raise diverged(mean_loss, config, epoch)
             on_batch(epoch, number + 1, len(batches), mean_loss, accuracy)
@@ -147,8 +162,10 @@ def fit(
     origin: dict[str, str | None],
     on_batch: OnBatch,
     on_epoch: OnEpoch,
+    workers: Workers = ALONE,
 ) -> list[Epoch]:
     """Train in place; after each epoch the state is saved at `path`, from where `resume` goes on.
+    Only the first worker reads and writes it.
 
     The network ends with the averaged weights of the epoch that did best on the validation images,
     the last of those that did equally well. They are bit-identical whether or not training was
@@ -156,15 +173,15 @@ def fit(
     """
     state = make_state(network, config, dataset.train.images.shape[1:])
     if resume:
-        restore(state, path, config, origin)
+        restore(state, *workers.broadcast(load(path, origin) if workers.first else None))
     device = torch.device(config.device)
     train, validation = _on(dataset.train, device), _on(dataset.validation, device)
-    loss_of = loss_function(network, config)
+    loss_of = loss_function(workers.parallel(network), config)
     while len(state.history) < config.epochs:
         started = time.perf_counter()
-        loss, accuracy = train_epoch(state, train, config, loss_of, on_batch)
+        loss, accuracy = train_epoch(state, train, config, loss_of, on_batch, workers)
         rate = len(train) / (time.perf_counter() - started)
-        checked = evaluate(state.average, validation)
+        checked = workers.broadcast(evaluate(state.average, validation) if workers.first else None)
         if checked >= max((epoch.validation_accuracy for epoch in state.history), default=0):
             state.best = {name: t.clone() for name, t in state.average.state_dict().items()}
         state.history.append(
@@ -179,7 +196,8 @@ def fit(
             )
         )
         on_epoch(state.history[-1])
-        save(state, path, config, origin)
+        if workers.first:
+            save(state, path, config, origin, workers.count)
     network.load_state_dict(state.best)
     lay_out(network.cpu().eval(), torch.contiguous_format)
     return state.history

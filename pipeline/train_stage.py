@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
+from torch import nn
 
 from . import __version__, checkpoint
 from .checkpoint import Epoch, TrainConfig
-from .data import load_dataset
+from .data import Dataset, load_dataset
 from .errors import BadInput, Interrupted, UsageError, UserError, first_line
 from .logs import event_writer, logs
 from .network import Network
 from .program import capture, saved
 from .run_folder import CHECKPOINT, RunFolder
 from .train import OnBatch, OnEpoch, evaluate, fit
+from .workers import ALONE, LOST, WorkerLost, Workers, peer_is_lost
 
 WEIGHTS = "model.safetensors"
 
@@ -32,63 +36,48 @@ def train_run(
     tensorboard: bool = False,
     on_batch: OnBatch = lambda *_: None,
     on_epoch: OnEpoch = lambda _: None,
+    workers: Workers = ALONE,
 ) -> dict[str, Any]:
     """Train into a run: its weights, its float program, and what is known about both.
 
-    `int8` refuses a network that cannot be quantized before it is trained. Returns the facts, as
-    they stand in run.json under "training". Raises the errors of the data
-    set, the network and the loop; a checkpoint of the last whole epoch stays for --resume.
+    `int8` refuses a network that cannot be quantized before it is trained. Of several workers this
+    is for the first, `assist` for the others. Returns the facts, as they stand in run.json under
+    "training". Raises the errors of the data set, the network and the loop; a checkpoint of the
+    last whole epoch stays for --resume.
     """
-    for option, value, least in (
-        ("--epochs", config.epochs, 1),
-        ("--batch-size", config.batch_size, 1),
-        ("--seed", config.seed, 0),
-    ):
-        if value < least:
-            raise UsageError(f"{option} {value}", f"give {least} or more")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    data_dir = Path(config.data_dir) if config.data_dir else None
     path = run.path / CHECKPOINT
     try:
+        check_settings(config, workers)
         if tensorboard:
             event_writer()
-        dataset = load_dataset(config.dataset, network.input_shape, config.seed, data_dir)
-        torch.manual_seed(config.seed)
-        module = network.build(len(dataset.labels))
-        # What cannot be frozen, or quantized where int8 is wanted, is better known now.
-        frozen = capture(module, network.input_shape)
-        if int8:
-            from .quantize import check
+        with explained(network.name, run.name, path.is_file):
+            dataset, module = _prepared(network, config, workers)
+            # What cannot be frozen, or quantized where int8 is wanted, is better known now.
+            frozen = capture(module, network.input_shape)
+            if int8:
+                from .quantize import check
 
-            check(frozen)
-        origin = {"source": network.source_sha256, "dataset": dataset.sha256}
-        known = checkpoint.read(path)[1] if resume else []
-        if not resume:  # what is left of another training must not be gone on with
-            path.unlink(missing_ok=True)
-        with logs(run.path, known, tensorboard) as writing:
+                check(frozen)
+            known = checkpoint.read(path).history if resume else []
+            if not resume:  # what is left of another training must not be gone on with
+                path.unlink(missing_ok=True)
+            origin = _origin(network, dataset)
+            with logs(run.path, known, tensorboard) as writing:
 
-            def log(epoch: Epoch) -> None:
-                writing.add(epoch)
-                on_epoch(epoch)
+                def log(epoch: Epoch) -> None:
+                    writing.add(epoch)
+                    on_epoch(epoch)
 
-            history = fit(module, dataset, config, path, resume, origin, on_batch, log)
-    except KeyboardInterrupt as error:
-        if path.is_file():
-            mend = f"go on with 'pipeline train --resume --run {run.name}'"
-            raise Interrupted("interrupted; nothing is half-written", mend) from error
-        run.remove_if_empty()
-        raise
-    except RuntimeError as error:  # out of the person's own forward, or memory
-        raise BadInput(
-            f"{network.name}: fails in training ({first_line(error)})", "see --debug"
-        ) from error
-    except UserError:
+                history = fit(module, dataset, config, path, resume, origin, on_batch, log, workers)
+    except (UserError, KeyboardInterrupt):
         run.remove_if_empty()
         raise
     facts = {
         "config": asdict(config),
         "source_sha256": network.source_sha256,
         "threads": torch.get_num_threads(),
+        "workers": workers.count,
         "torch": torch.__version__,
         "dataset_name": dataset.name,
         "dataset_sha256": dataset.sha256,
@@ -109,6 +98,69 @@ def train_run(
         run.commit({program: work / program}, {"pipeline": __version__}, [WEIGHTS])
     path.unlink(missing_ok=True)
     return facts
+
+
+def assist(
+    run_name: str, network: Network, config: TrainConfig, resume: bool, workers: Workers
+) -> None:
+    """The part of the workers that are not the first: they compute, and write nothing."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    with explained(network.name, run_name, lambda: True):
+        dataset, module = _prepared(network, config, workers)
+        quiet = (lambda *_: None, lambda _: None)
+        fit(module, dataset, config, Path(), resume, _origin(network, dataset), *quiet, workers)
+
+
+def check_settings(config: TrainConfig, workers: Workers = ALONE) -> None:
+    """Raises UsageError for what no training can have."""
+    for option, value, least in (
+        ("--epochs", config.epochs, 1),
+        ("--batch-size", config.batch_size, 1 if workers.count == 1 else 2 * workers.count),
+        ("--seed", config.seed, 0),
+    ):
+        if value < least:
+            each = f"2 images for each of {workers.count} processes: " if least > 1 else ""
+            raise UsageError(f"{option} {value}", f"{each}give {least} or more")
+
+
+def _prepared(network: Network, config: TrainConfig, workers: Workers) -> tuple[Dataset, nn.Module]:
+    """The data set, the same for all workers, and the network with its first weights."""
+    place = Path(config.data_dir) if config.data_dir else None
+    dataset = workers.in_turn(
+        lambda: load_dataset(config.dataset, network.input_shape, config.seed, place)
+    )
+    if workers.broadcast(dataset.sha256) != dataset.sha256:
+        raise BadInput(
+            f"data set {config.dataset}: on this machine it is not the first one's",
+            "bring the same files to all machines",
+        )
+    torch.manual_seed(config.seed)
+    return dataset, network.build(len(dataset.labels))
+
+
+def _origin(network: Network, dataset: Dataset) -> dict[str, str | None]:
+    return {"source": network.source_sha256, "dataset": dataset.sha256}
+
+
+@contextmanager
+def explained(network: str, run_name: str, has_checkpoint: Callable[[], bool]) -> Iterator[None]:
+    """What can go wrong in a training, as an error that says how to go on."""
+    mend = f"go on with 'pipeline train --resume --run {run_name}'"
+    try:
+        yield
+    except KeyboardInterrupt as error:
+        if not has_checkpoint():
+            raise
+        raise Interrupted("interrupted; nothing is half-written", mend) from error
+    except WorkerLost as error:
+        raise Interrupted(LOST, mend) from error
+    except RuntimeError as error:
+        if peer_is_lost(error):
+            raise Interrupted(LOST, mend) from error
+        # Out of the person's own forward, or memory.
+        raise BadInput(
+            f"{network}: fails in training ({first_line(error)})", "see --debug"
+        ) from error
 
 
 def training_config(network: Network, config: TrainConfig) -> dict[str, Any]:
