@@ -31,6 +31,8 @@ class TrainConfig:
     data_dir: str | None = None
     augment: bool = False
     label_smoothing: float = 0.0
+    weight_decay: float = 0.05  # decoupled from the gradient: Loshchilov and Hutter 2019
+    distortion: float = 1.0  # times the amounts in distortion.py, where `augment` is
 
 
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from .cli_options import (
     training_options,
 )
 from .cli_package import package
+from .cli_sweep import sweep
 from .cli_verify import verify
 from .errors import INTERRUPTED, Missing, UsageError, UserError, unknown
 
@@ -342,6 +343,7 @@ main.add_command(package)
 
 
 main.add_command(deploy)
+main.add_command(sweep)
 
 
 @main.command()

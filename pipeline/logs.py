@@ -40,7 +40,10 @@ class Logs:
 
     def __init__(self, folder: Path, history: Sequence[Epoch], tensorboard: bool) -> None:
         self._metrics = folder / METRICS
-        write_atomically(self._metrics, "".join(_line(epoch) for epoch in history).encode())
+        if history:
+            write_atomically(self._metrics, "".join(_line(epoch) for epoch in history).encode())
+        else:
+            self._metrics.unlink(missing_ok=True)
         self._events: SummaryWriter | None = None
         wanted = tensorboard or bool(history and (folder / EVENTS).is_dir())
         shutil.rmtree(folder / EVENTS, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -24,6 +25,7 @@ from .train import OnBatch, OnEpoch, evaluate, fit
 from .workers import ALONE, LOST, WorkerLost, Workers, peer_is_lost
 
 WEIGHTS = "model.safetensors"
+SEEDS = 2**32  # that torch's generator tells apart
 
 
 def train_run(
@@ -108,19 +110,41 @@ def assist(
     with explained(network.name, run_name, lambda: True):
         dataset, module = _prepared(network, config, workers)
         quiet = (lambda *_: None, lambda _: None)
-        fit(module, dataset, config, Path(), resume, _origin(network, dataset), *quiet, workers)
+        fit(module, dataset, config, None, resume, _origin(network, dataset), *quiet, workers)
 
 
 def check_settings(config: TrainConfig, workers: Workers = ALONE) -> None:
     """Raises UsageError for what no training can have."""
-    for option, value, least in (
-        ("--epochs", config.epochs, 1),
-        ("--batch-size", config.batch_size, 1 if workers.count == 1 else 2 * workers.count),
-        ("--seed", config.seed, 0),
+    each = 1 if workers.count == 1 else 2 * workers.count
+    why = f"2 images for each of {workers.count} processes: " if each > 1 else ""
+    most, infinity = SEEDS - 1, math.inf
+    for option, value, fine, mend in (
+        ("--epochs", config.epochs, config.epochs >= 1, "give 1 or more"),
+        ("--batch-size", config.batch_size, config.batch_size >= each, f"{why}give {each} or more"),
+        ("--seed", config.seed, 0 <= config.seed <= most, f"give 0 to {most}"),
+        (
+            "--lr",
+            config.learning_rate,
+            0 < config.learning_rate < infinity,
+            "give a number above 0",
+        ),
+        (
+            "--weight-decay",
+            config.weight_decay,
+            0 <= config.weight_decay < infinity,
+            "give 0 or more",
+        ),
+        (
+            "--label-smoothing",
+            config.label_smoothing,
+            0 <= config.label_smoothing < 1,
+            "give 0 to 1, without 1",
+        ),
+        ("--distortion", config.distortion, 0 <= config.distortion < infinity, "give 0 or more"),
     ):
-        if value < least:
-            each = f"2 images for each of {workers.count} processes: " if least > 1 else ""
-            raise UsageError(f"{option} {value}", f"{each}give {least} or more")
+        if not fine:
+            shown = f"{value:g}" if isinstance(value, float) else value
+            raise UsageError(f"{option} {shown}", mend)
 
 
 def _prepared(network: Network, config: TrainConfig, workers: Workers) -> tuple[Dataset, nn.Module]:
@@ -144,20 +168,27 @@ def _origin(network: Network, dataset: Dataset) -> dict[str, str | None]:
 
 @contextmanager
 def explained(network: str, run_name: str, has_checkpoint: Callable[[], bool]) -> Iterator[None]:
-    """What can go wrong in a training, as an error that says how to go on."""
+    """An interruption or a loss as an error that says how to go on."""
     mend = f"go on with 'pipeline train --resume --run {run_name}'"
     try:
-        yield
+        with fitting(network):
+            yield
     except KeyboardInterrupt as error:
         if not has_checkpoint():
             raise
         raise Interrupted("interrupted; nothing is half-written", mend) from error
     except WorkerLost as error:
         raise Interrupted(LOST, mend) from error
+
+
+@contextmanager
+def fitting(network: str) -> Iterator[None]:
+    """What goes wrong in a network's own forward, or for lack of memory. Raises BadInput."""
+    try:
+        yield
     except RuntimeError as error:
         if peer_is_lost(error):
-            raise Interrupted(LOST, mend) from error
-        # Out of the person's own forward, or memory.
+            raise WorkerLost(LOST) from error
         raise BadInput(
             f"{network}: fails in training ({first_line(error)})", "see --debug"
         ) from error
