@@ -78,7 +78,7 @@ def recipe(seed: int, images: Split, epochs: int) -> Iterator[nn.Module]:
     loss_of = loss_function(network, config)
     for number in range(epochs):
         loss, accuracy = train_epoch(state, images, config, loss_of, lambda *_: None)
-        state.history.append(Epoch(number + 1, loss, accuracy, 0, 0))
+        state.history.append(Epoch(number + 1, loss, accuracy, 0, 0, 0, 0))
         yield state.average
 
 

@@ -31,17 +31,25 @@ class TrainConfig:
     data_dir: str | None = None
     augment: bool = False
     label_smoothing: float = 0.0
+    weight_decay: float = 0.05  # decoupled from the gradient: Loshchilov and Hutter 2019
+    distortion: float = 1.0  # times the amounts in distortion.py, where `augment` is
 
 
 @dataclass(frozen=True)
 class Epoch:
-    """What one epoch came to; accuracies in [0, 1]."""
+    """What one epoch came to; accuracies in [0, 1].
+
+    `seconds` are of training and validating, `images_per_second` of training alone; the learning
+    rate is the last batch's.
+    """
 
     number: int
     loss: float
     accuracy: float
     validation_accuracy: float
     seconds: float
+    learning_rate: float
+    images_per_second: float
 
 
 @dataclass
@@ -55,7 +63,32 @@ class State:
     history: list[Epoch] = field(default_factory=list)
 
 
-def save(state: State, path: Path, config: TrainConfig, origin: dict[str, str | None]) -> None:
+@dataclass(frozen=True)
+class Saved:
+    """What a checkpoint says of the training it is of.
+
+    The origin is the SHA-256 of the person's own network file, if any, and of the data set.
+    """
+
+    config: TrainConfig
+    history: list[Epoch]
+    origin: dict[str, str | None]
+    arithmetic: dict[str, str | int]
+
+
+def arithmetic(processes: int = 1) -> dict[str, str | int]:
+    """What the last bits of the weights depend on, beside the settings."""
+    return {
+        "torch": torch.__version__,
+        "instruction set": torch.backends.cpu.get_cpu_capability(),
+        "threads": torch.get_num_threads(),
+        "processes": processes,
+    }
+
+
+def save(
+    state: State, path: Path, config: TrainConfig, origin: dict[str, str | None], processes: int = 1
+) -> None:
     """Replace the checkpoint by the state after the last epoch of its history."""
     parts = {
         "network": state.network.state_dict(),
@@ -68,6 +101,7 @@ def save(state: State, path: Path, config: TrainConfig, origin: dict[str, str | 
         "config": json.dumps(asdict(config)),
         "origin": json.dumps(origin),
         "history": json.dumps([asdict(epoch) for epoch in state.history]),
+        "arithmetic": json.dumps(arithmetic(processes)),
     }
     # Clones: tied weights share memory, which safetensors refuses.
     tensors = {
@@ -78,15 +112,21 @@ def save(state: State, path: Path, config: TrainConfig, origin: dict[str, str | 
     write_atomically(path, safetensors.torch.save(tensors, metadata))
 
 
-def restore(state: State, path: Path, config: TrainConfig, origin: dict[str, str | None]) -> None:
-    """Bring a training into the saved state. Raises Missing or BadInput."""
-    _, history, known = read(path)
-    if known != origin:
+def load(path: Path, origin: dict[str, str | None]) -> tuple[bytes, list[Epoch]]:
+    """A checkpoint's bytes and history. Raises Missing or BadInput."""
+    saved = read(path)
+    if saved.origin != origin:
         raise BadInput(
             f"{path}: the network's file or the data set has changed since",
             "train anew with --overwrite",
         )
-    tensors = safetensors.torch.load_file(path, device=str(config.device))
+    return path.read_bytes(), saved.history
+
+
+def restore(state: State, content: bytes, history: list[Epoch]) -> None:
+    """Bring a training into the state that `load` read. Raises BadInput."""
+    device = next(state.network.parameters()).device
+    tensors = {name: t.to(device) for name, t in safetensors.torch.load(content).items()}
 
     def part(name: str) -> dict[str, Tensor]:
         start = f"{name}."
@@ -97,7 +137,7 @@ def restore(state: State, path: Path, config: TrainConfig, origin: dict[str, str
         state.average.load_state_dict(part("average"))
     except RuntimeError as error:  # of another version of this program
         raise BadInput(
-            f"{path}: does not hold a state of this network", "train anew with --overwrite"
+            "the checkpoint does not hold a state of this network", "train anew with --overwrite"
         ) from error
     # Moments take their parameter's memory layout: the fused kernel pairs them as they lie there.
     moments: dict[int, dict[str, Tensor]] = {}
@@ -113,11 +153,8 @@ def restore(state: State, path: Path, config: TrainConfig, origin: dict[str, str
     state.best, state.history = part("best"), history
 
 
-def read(path: Path) -> tuple[TrainConfig, list[Epoch], dict[str, str | None]]:
-    """The settings, the history and the origin in a checkpoint. Raises Missing or BadInput.
-
-    The origin is the SHA-256 of the person's own network file, if any, and of the data set.
-    """
+def read(path: Path) -> Saved:
+    """All of a checkpoint but its tensors. Raises Missing or BadInput."""
     if not path.is_file():
         raise Missing(f"{path}: nothing to resume", "run 'pipeline train' without --resume")
     try:
@@ -126,9 +163,11 @@ def read(path: Path) -> tuple[TrainConfig, list[Epoch], dict[str, str | None]]:
         record = json.loads(metadata["config"])
         config = TrainConfig(**record | {"input_shape": tuple(record["input_shape"])})
         history = [Epoch(**epoch) for epoch in json.loads(metadata["history"])]
-        origin: dict[str, str | None] = json.loads(metadata["origin"])
+        saved = Saved(
+            config, history, json.loads(metadata["origin"]), json.loads(metadata["arithmetic"])
+        )
     except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
         raise BadInput(
             f"{path}: not a checkpoint ({error})", "run 'pipeline train' without --resume"
         ) from error
-    return config, history, origin
+    return saved

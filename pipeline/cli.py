@@ -13,7 +13,7 @@ import sys
 import traceback
 import warnings
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import click
 
@@ -31,11 +31,18 @@ from .cli_options import (
     print_json,
     shape_of,
     split,
+    training,
+    training_options,
 )
 from .cli_package import package
 from .cli_report import bench, compare, report
+from .cli_sweep import sweep
 from .cli_verify import verify
-from .errors import INTERRUPTED, UsageError, UserError, unknown
+from .errors import INTERRUPTED, Missing, UsageError, UserError, unknown
+
+if TYPE_CHECKING:
+    from .checkpoint import TrainConfig
+    from .workers import Workers
 
 
 class Pipeline(click.Group):
@@ -47,6 +54,10 @@ class Pipeline(click.Group):
             return super().invoke(ctx)
         except UserError as error:
             _fail(ctx, error, str(error), error.exit_code)
+        except click.ClickException as error:
+            if _told_elsewhere():
+                ctx.exit(error.exit_code)
+            raise
         except KeyboardInterrupt as error:
             _fail(ctx, error, "interrupted; nothing is half-written", INTERRUPTED)
         except BrokenPipeError:  # the reader of our output has gone, as with `| head`
@@ -68,8 +79,18 @@ class Pipeline(click.Group):
 def _fail(ctx: click.Context, error: BaseException | None, message: str, code: int) -> NoReturn:
     if error is not None and ctx.find_root().params.get("debug"):
         traceback.print_exception(error)
-    click.echo(f"error: {message}", err=True)
+    if not _told_elsewhere():
+        click.echo(f"error: {message}", err=True)
     ctx.exit(code)
+
+
+def _told_elsewhere() -> bool:
+    """Whether another process that torchrun started has told the person already."""
+    if "TORCHELASTIC_RUN_ID" not in os.environ:
+        return False
+    from .workers import first_to_tell
+
+    return not first_to_tell()
 
 
 @click.group(cls=Pipeline, context_settings={"help_option_names": ["-h", "--help"]})
@@ -85,6 +106,9 @@ def main(debug: bool) -> None:
       pipeline export --format onnx
       pipeline verify
     """
+    command = click.get_current_context().invoked_subcommand
+    if "TORCHELASTIC_RUN_ID" in os.environ and command not in ("train", None):
+        raise UsageError(f"torchrun is for training, not for 'pipeline {command}'", "leave it out")
     if debug:
         os.environ["PIPELINE_DEBUG"] = "1"
     else:  # the libraries' own remarks are not for the person at the terminal
@@ -93,95 +117,13 @@ def main(debug: bool) -> None:
             logging.getLogger(name).setLevel(logging.ERROR)
 
 
-def training_options(command: Any) -> Any:
-    """The options that say what is trained and how."""
-    options = [
-        click.option(
-            "--model",
-            default="lenet5",
-            show_default=True,
-            help="lenet5, lenet5-classic, mlp, or your own FILE.py:ClassName.",
-        ),
-        click.option(
-            "--dataset",
-            default="digits",
-            show_default=True,
-            help="digits, mnist, fashion-mnist, or a FOLDER with one subfolder per class.",
-        ),
-        click.option("--activation", help="Another activation, where the model has a choice."),
-        click.option("--input-shape", metavar="C,H,W", help="Where the class does not say."),
-        click.option("--epochs", type=int, help="Default: by data set."),
-        click.option("--batch-size", type=int, default=128, show_default=True),
-        click.option("--lr", type=float, help="Peak learning rate. Default: the model's."),
-        click.option("--seed", type=int, default=0, show_default=True),
-        click.option(
-            "--augment/--no-augment",
-            default=None,
-            help="Random affine and elastic distortion. Default: by data set.",
-        ),
-        click.option(
-            "--device",
-            type=click.Choice(["auto", "cpu", "cuda"]),
-            default="auto",
-            show_default=True,
-        ),
-        click.option(
-            "--data-dir",
-            type=click.Path(path_type=Path),
-            help="Where IDX files lie. Default: PIPELINE_DATA_DIR, else download.",
-        ),
-        click.option("--run", "run_name", metavar="NAME", help="Default: MODEL-DATASET."),
-    ]
-    for option in reversed(options):
-        command = option(command)
-    return command
-
-
-def _training(options: dict[str, Any]) -> tuple[Any, Any, str]:
-    """(network, TrainConfig, run name) from the options; checks what can be checked first."""
-    from .checkpoint import TrainConfig
-    from .data import DATASETS, training_defaults
-    from .network import find_network
-    from .train import choose_device
-
-    for option, least in (("epochs", 1), ("batch_size", 1), ("seed", 0)):
-        if options[option] is not None and options[option] < least:
-            name = f"--{option.replace('_', '-')}"
-            raise UsageError(f"{name} {options[option]}", f"give {least} or more")
-    if options["lr"] is not None and not 0 < options["lr"] < float("inf"):
-        raise UsageError(f"--lr {options['lr']:g}", "give a number above 0")
-    dataset: str = options["dataset"]
-    if dataset not in DATASETS and not Path(dataset).is_dir():
-        also = ", or a folder with one subfolder per class"
-        raise unknown("data set", dataset, DATASETS, also)
-    network = find_network(
-        options["model"], options["activation"], shape_of(options["input_shape"])
-    )
-    epochs, augment = training_defaults(dataset)
-    config = TrainConfig(
-        model=options["model"],
-        dataset=dataset,
-        epochs=options["epochs"] if options["epochs"] is not None else epochs,
-        learning_rate=options["lr"] if options["lr"] is not None else network.learning_rate(),
-        batch_size=options["batch_size"],
-        seed=options["seed"],
-        device=choose_device(options["device"]),
-        activation=options["activation"],
-        input_shape=network.input_shape,
-        data_dir=str(options["data_dir"]) if options["data_dir"] else None,
-        augment=options["augment"] if options["augment"] is not None else augment,
-        label_smoothing=network.label_smoothing(),
-    )
-    name = options["run_name"] or f"{network.name}-{Path(dataset).resolve().name}".lower()
-    return network, config, name
-
-
 @main.command()
 @training_options
 @click.option("--resume", is_flag=True, help="Go on where an interrupted training stopped.")
 @click.option("--overwrite", is_flag=True, help="Replace the weights of a run that has some.")
+@click.option("--tensorboard", is_flag=True, help="Write event files for TensorBoard, too.")
 @JSON
-def train(resume: bool, overwrite: bool, as_json: bool, **options: Any) -> None:
+def train(resume: bool, overwrite: bool, tensorboard: bool, as_json: bool, **options: Any) -> None:
     """Train a network and freeze it.
 
     \b
@@ -190,20 +132,54 @@ def train(resume: bool, overwrite: bool, as_json: bool, **options: Any) -> None:
       pipeline train --model lenet5-classic --dataset mnist --epochs 5
       pipeline train --model mynet.py:MyNet --dataset photos/ --run trial
     """
+    from .network import find_network
+    from .train_stage import assist
+    from .workers import joined
+
+    with joined() as workers:
+        if workers.first:
+            _train(workers, resume, overwrite, tensorboard, as_json, options)
+            return
+        given: tuple[str, TrainConfig] = workers.broadcast(None)
+        name, config = given
+        network = find_network(config.model, config.activation, config.input_shape)
+        assist(name, network, config, resume, workers)
+
+
+def _train(
+    workers: Workers,
+    resume: bool,
+    overwrite: bool,
+    tensorboard: bool,
+    as_json: bool,
+    options: dict[str, Any],
+) -> None:
+    """`train` in the one process, or the first of several."""
     from . import checkpoint
     from .console import TrainingProgress, say
     from .network import find_network
     from .run_folder import CHECKPOINT, RunFolder
-    from .train import WEIGHTS, train_run
+    from .train import choose_device
+    from .train_stage import WEIGHTS, train_run
 
     if resume:
         run = RunFolder.open(options["run_name"])
-        config, history, _ = checkpoint.read(run.path / CHECKPOINT)
+        saved = checkpoint.read(run.path / CHECKPOINT)
+        config = saved.config
         _refuse_other_settings(dataclasses.asdict(config), options)
+        if config.device == "cuda" and choose_device("auto") != "cuda":
+            raise Missing(
+                f"run {run.name} was begun on a CUDA device, and there is none here",
+                "go on where it was begun, or train anew with --overwrite",
+            )
         network = find_network(config.model, config.activation, config.input_shape)
-        say(f"resuming run {run.name} after epoch {len(history)} of {config.epochs}")
+        say(f"resuming run {run.name} after epoch {len(saved.history)} of {config.epochs}")
+        now = checkpoint.arithmetic(workers.count)
+        for name, then in saved.arithmetic.items():
+            if now.get(name) != then:
+                say(f"{name}: {then} then, {now.get(name)} now; the last bits will differ")
     else:
-        network, config, name = _training(options)
+        network, config, name = training(options)
         run = RunFolder.create(name, network.name)
         if WEIGHTS in run.record["artefacts"] and not overwrite:
             raise UsageError(
@@ -215,14 +191,17 @@ def train(resume: bool, overwrite: bool, as_json: bool, **options: Any) -> None:
                 f"run {name} has an interrupted training",
                 "give --resume to go on with it, or --overwrite to start anew",
             )
+    workers.broadcast((run.name, config))
     with TrainingProgress(config.epochs) as progress:
         facts = train_run(
             run,
             network,
             config,
             resume=resume,
+            tensorboard=tensorboard,
             on_batch=progress.on_batch,
             on_epoch=progress.on_epoch,
+            workers=workers,
         )
     if as_json:
         print_json({"run": run.name, **facts})
@@ -361,7 +340,7 @@ def _export_file(
     say(f"next: make -C {shlex.quote(str(output))}")
 
 
-for command in (verify, package, deploy, bench, report, compare, doctor, completion):
+for command in (verify, package, deploy, bench, report, compare, sweep, doctor, completion):
     main.add_command(command)
 
 
@@ -387,7 +366,7 @@ def run(
     chosen = split("format", formats, FORMATS), split("precision", precisions, PRECISIONS)
     if images < 1:
         raise UsageError(f"--images {images}", "give 1 or more")
-    network, config, name = _training(options)
+    network, config, name = training(options)
     from .console import TrainingProgress, say
     from .package import bundle_name
     from .report import PAGE

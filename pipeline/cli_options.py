@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -11,6 +12,8 @@ import click
 from .errors import UsageError, unknown
 
 if TYPE_CHECKING:
+    from .checkpoint import TrainConfig
+    from .network import Network
     from .package import Order
 
 FORMATS = ("onnx", "tflite", "c")
@@ -57,6 +60,112 @@ def shape_of(text: str | None) -> tuple[int, int, int] | None:
         raise UsageError(f"--input-shape {text}", "give C,H,W, as in 3,48,64")
     channels, height, width = (int(part) for part in parts)
     return channels, height, width
+
+
+SUBJECT = [
+    click.option(
+        "--model",
+        default="lenet5",
+        show_default=True,
+        help="lenet5, lenet5-classic, mlp, or your own FILE.py:ClassName.",
+    ),
+    click.option(
+        "--dataset",
+        default="digits",
+        show_default=True,
+        help="digits, mnist, fashion-mnist, or a FOLDER with one subfolder per class.",
+    ),
+    click.option("--activation", help="Another activation, where the model has a choice."),
+    click.option("--input-shape", metavar="C,H,W", help="Where the class does not say."),
+    click.option("--epochs", type=int, help="Default: by data set."),
+    click.option("--seed", type=int, default=0, show_default=True),
+    click.option(
+        "--augment/--no-augment",
+        default=None,
+        help="Random affine and elastic distortion. Default: by data set.",
+    ),
+    click.option(
+        "--device",
+        type=click.Choice(["auto", "cpu", "cuda"]),
+        default="auto",
+        show_default=True,
+    ),
+    click.option(
+        "--data-dir",
+        type=click.Path(path_type=Path),
+        help="Where IDX files lie. Default: PIPELINE_DATA_DIR, else download.",
+    ),
+]
+RECIPE = [
+    click.option("--batch-size", type=int, default=128, show_default=True),
+    click.option("--lr", type=float, help="Peak learning rate. Default: the model's."),
+    click.option("--weight-decay", type=float, default=0.05, show_default=True),
+    click.option("--label-smoothing", type=float, help="Default: the model's."),
+    click.option("--distortion", type=float, help="How much of it, beside the usual 1."),
+    click.option("--run", "run_name", metavar="NAME", help="Default: MODEL-DATASET."),
+]
+
+
+def subject_options(command: Any) -> Any:
+    """The options that say what is trained, on what."""
+    for option in reversed(SUBJECT):
+        command = option(command)
+    return command
+
+
+def training_options(command: Any) -> Any:
+    """The options that say what is trained and how."""
+    for option in reversed(RECIPE):
+        command = option(command)
+    return subject_options(command)
+
+
+def training(options: dict[str, Any]) -> tuple[Network, TrainConfig, str]:
+    """(network, TrainConfig, run name) from the options; checks what can be checked first.
+
+    What is not among the options, or None, is as by default.
+    """
+    from .checkpoint import TrainConfig
+    from .data import DATASETS, training_defaults
+    from .network import find_network
+    from .train import choose_device
+    from .train_stage import check_settings
+
+    def given(option: str, default: Any) -> Any:
+        value = options.get(option)
+        return default if value is None else value
+
+    dataset: str = options["dataset"]
+    if dataset not in DATASETS and not Path(dataset).is_dir():
+        also = ", or a folder with one subfolder per class"
+        raise unknown("data set", dataset, DATASETS, also)
+    network = find_network(
+        options["model"], options["activation"], shape_of(options["input_shape"])
+    )
+    epochs, augment = training_defaults(dataset)
+    if options.get("distortion") is not None:
+        if options["augment"] is False:
+            raise UsageError("--distortion and --no-augment", "leave out one of them")
+        augment = True
+    config = TrainConfig(
+        model=options["model"],
+        dataset=dataset,
+        epochs=given("epochs", epochs),
+        learning_rate=given("lr", network.learning_rate()),
+        batch_size=given("batch_size", TrainConfig.batch_size),
+        seed=options["seed"],
+        device=choose_device(options["device"]),
+        activation=options["activation"],
+        input_shape=network.input_shape,
+        data_dir=str(options["data_dir"]) if options["data_dir"] else None,
+        augment=given("augment", augment),
+        label_smoothing=given("label_smoothing", network.label_smoothing()),
+        weight_decay=given("weight_decay", TrainConfig.weight_decay),
+        distortion=given("distortion", TrainConfig.distortion),
+    )
+    check_settings(config)
+    name = options.get("run_name") or f"{network.name}-{Path(dataset).resolve().name}".lower()
+    return network, config, name
 
 
 def print_json(document: Any) -> None:

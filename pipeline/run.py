@@ -22,7 +22,8 @@ from .package.order import PACKED
 from .quantize import quantize_run
 from .report import PAGE, is_current, report_run
 from .run_folder import CHECKPOINT, RunFolder
-from .train import WEIGHTS, OnBatch, OnEpoch, train_run, training_config
+from .train import OnBatch, OnEpoch
+from .train_stage import WEIGHTS, train_run, training_config
 from .verify import REPORT, verify_config, verify_run
 
 
@@ -78,7 +79,7 @@ def run_all(
                 "give another --run NAME, or --overwrite to train it anew",
             )
         path = run.path / CHECKPOINT
-        resume = not overwrite and path.is_file() and checkpoint.read(path)[0] == config
+        resume = not overwrite and path.is_file() and checkpoint.read(path).config == config
         train_run(
             run,
             network,

@@ -23,6 +23,8 @@ from .errors import BadInput, Missing, UsageError, unknown
 
 RECORD = "run.json"
 CHECKPOINT = "checkpoint.safetensors"
+METRICS = "metrics.jsonl"
+EVENTS = "tensorboard"  # a folder
 SCHEMA = 1
 FOLDERS = ("c",)  # kinds of artefacts that are folders
 OF_COMMANDS = {  # what a command of its own makes
@@ -213,7 +215,8 @@ class RunFolder:
 
     def remove_if_empty(self) -> None:
         """Take back a folder in which nothing has come about."""
-        if {path.name for path in self.path.iterdir()} == {RECORD} and not self.record["artefacts"]:
+        found = {path.name for path in self.path.iterdir()}
+        if found <= {RECORD, METRICS, EVENTS} and not self.record["artefacts"]:
             shutil.rmtree(self.path)
 
     def artefact(self, precision: str, kind: str) -> str:

@@ -1,4 +1,4 @@
-"""Training: one visible loop, and the stage that leaves a run behind."""
+"""Training: one visible loop. `train_stage.py` is what leaves its outcome in a run."""
 
 from __future__ import annotations
 
@@ -6,37 +6,21 @@ import copy
 import math
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
-import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from . import __version__
-from .checkpoint import Epoch, State, TrainConfig, restore, save
-from .data import Dataset, Split, load_dataset
-from .distortion import distort
-from .errors import (
-    BadInput,
-    Interrupted,
-    Missing,
-    UsageError,
-    UserError,
-    VerificationFailed,
-    first_line,
-)
-from .network import Network, fastest_layout, lay_out
-from .program import capture, saved
-from .run_folder import CHECKPOINT, RunFolder
+from .checkpoint import Epoch, State, TrainConfig, load, restore, save
+from .data import Dataset, Split
+from .distortion import ELASTIC, distort
+from .errors import Missing, VerificationFailed
+from .network import fastest_layout, lay_out
+from .workers import ALONE, Workers
 
-WEIGHTS = "model.safetensors"
-
-
-# The recipe, chosen on MNIST by validation accuracy, together with the amounts in distortion.py and
-# the networks' own peak learning rate and label smoothing (Szegedy et al. 2016).
-WEIGHT_DECAY = 0.05  # decoupled from the gradient: Loshchilov and Hutter 2019
+# The recipe, chosen on MNIST by validation accuracy, together with the amounts in distortion.py,
+# TrainConfig's weight decay, and the networks' own peak learning rate and label smoothing (Szegedy
+# et al. 2016).
 RISE = 0.2  # of all steps, with the learning rate going up
 AVERAGE_OVER = 0.2  # epochs; exponential moving average of the weights: Polyak and Juditsky 1992
 REPORT_EVERY = 16  # batches
@@ -66,26 +50,38 @@ def loss_function(network: nn.Module, config: TrainConfig) -> LossOf:
     def loss_of(pictures: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         images = pictures.float() / 255  # N x C x H x W in [0, 1]
         if config.augment:
-            images = distort(images)
+            images = distort(images, config.distortion, config.distortion * ELASTIC)
         with torch.autocast(config.device, torch.bfloat16, enabled=cuda):
             scores = network(images).float()  # N x classes
         loss = nn.functional.cross_entropy(scores, labels, label_smoothing=config.label_smoothing)
         return loss, (scores.argmax(1) == labels).sum()
 
-    return torch.compile(loss_of, mode="reduce-overhead", dynamic=False) if cuda else loss_of
+    # CUDA graphs hold nothing of what several processes say to one another.
+    alone = not isinstance(network, nn.parallel.DistributedDataParallel)
+    mode = "reduce-overhead" if alone else "default"
+    return torch.compile(loss_of, mode=mode, dynamic=False) if cuda else loss_of
 
 
 def train_epoch(
-    state: State, data: Split, config: TrainConfig, loss_of: LossOf, on_batch: OnBatch
+    state: State,
+    data: Split,
+    config: TrainConfig,
+    loss_of: LossOf,
+    on_batch: OnBatch,
+    workers: Workers = ALONE,
 ) -> tuple[float, float]:
     """One pass over the training images in an order that follows from seed and epoch alone.
 
-    Returns mean loss and accuracy over the epoch. Raises VerificationFailed when the loss or a
+    Of each batch every worker computes its share; the steps are those of one alone. Returns mean
+    loss and accuracy over the epoch and all workers. Raises VerificationFailed when the loss or a
     weight is no longer finite.
     """
     epoch = len(state.history)
-    torch.manual_seed(config.seed * 100_003 + epoch)  # CUDA's generator too
+    seed = config.seed * 100_003 + epoch
+    torch.manual_seed(seed)  # CUDA's generator too
     order = torch.randperm(len(data)).to(data.labels.device)
+    if not workers.first:  # whose pictures are distorted by other numbers
+        torch.manual_seed(seed + workers.rank * 0x9E3779B1)
     batches = order.split(config.batch_size)
     if len(batches) > 1 and len(batches[-1]) < 2:  # batch normalization needs two images
         batches = batches[:-1]
@@ -96,15 +92,17 @@ def train_epoch(
         step = epoch * len(batches) + number
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate_at(step, config.epochs * len(batches), config.learning_rate)
-        loss, right = loss_of(data.images[batch], data.labels[batch])
+        share, stands_for = workers.share(batch)
+        loss, right = loss_of(data.images[share], data.labels[share])
         state.optimizer.zero_grad()
-        loss.backward()
+        # The mean over the workers is the mean over the batch, also where shares differ by one.
+        (loss * (stands_for * len(share) / len(batch))).backward()
         state.optimizer.step()
         move_average(state, step, len(batches))
-        totals += torch.stack([loss.detach() * len(batch), right])
+        totals += torch.stack([loss.detach() * len(share), right]) * stands_for
         seen += len(batch)
         if number % REPORT_EVERY == 0 or number + 1 == len(batches):  # else CUDA would wait for us
-            mean_loss, accuracy = (totals / seen).tolist()
+            mean_loss, accuracy = (workers.mean(totals) / seen).tolist()
             if not math.isfinite(mean_loss):
                 raise diverged(mean_loss, config, epoch)
             on_batch(epoch, number + 1, len(batches), mean_loss, accuracy)
@@ -150,7 +148,7 @@ def make_state(network: nn.Module, config: TrainConfig, input_shape: Sequence[in
     """
     lay_out(network.to(config.device), fastest_layout(network, input_shape))
     optimizer = torch.optim.AdamW(
-        network.parameters(), lr=config.learning_rate, weight_decay=WEIGHT_DECAY, fused=True
+        network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
     )
     return State(network, copy.deepcopy(network), optimizer)
 
@@ -159,13 +157,15 @@ def fit(
     network: nn.Module,
     dataset: Dataset,
     config: TrainConfig,
-    path: Path,
+    path: Path | None,
     resume: bool,
     origin: dict[str, str | None],
     on_batch: OnBatch,
     on_epoch: OnEpoch,
+    workers: Workers = ALONE,
 ) -> list[Epoch]:
     """Train in place; after each epoch the state is saved at `path`, from where `resume` goes on.
+    Only the first worker reads and writes it; without a path nobody does.
 
     The network ends with the averaged weights of the epoch that did best on the validation images,
     the last of those that did equally well. They are bit-identical whether or not training was
@@ -173,20 +173,31 @@ def fit(
     """
     state = make_state(network, config, dataset.train.images.shape[1:])
     if resume:
-        restore(state, path, config, origin)
+        restore(state, *workers.broadcast(load(path, origin) if path else None))
     device = torch.device(config.device)
     train, validation = _on(dataset.train, device), _on(dataset.validation, device)
-    loss_of = loss_function(network, config)
+    loss_of = loss_function(workers.parallel(network), config)
     while len(state.history) < config.epochs:
         started = time.perf_counter()
-        loss, accuracy = train_epoch(state, train, config, loss_of, on_batch)
-        checked = evaluate(state.average, validation)
+        loss, accuracy = train_epoch(state, train, config, loss_of, on_batch, workers)
+        rate = len(train) / (time.perf_counter() - started)
+        checked = workers.broadcast(evaluate(state.average, validation) if workers.first else None)
         if checked >= max((epoch.validation_accuracy for epoch in state.history), default=0):
             state.best = {name: t.clone() for name, t in state.average.state_dict().items()}
-        seconds = time.perf_counter() - started
-        state.history.append(Epoch(len(state.history) + 1, loss, accuracy, checked, seconds))
+        state.history.append(
+            Epoch(
+                len(state.history) + 1,
+                loss,
+                accuracy,
+                checked,
+                seconds=time.perf_counter() - started,
+                learning_rate=state.optimizer.param_groups[0]["lr"],
+                images_per_second=rate,
+            )
+        )
         on_epoch(state.history[-1])
-        save(state, path, config, origin)
+        if path:
+            save(state, path, config, origin, workers.count)
     network.load_state_dict(state.best)
     lay_out(network.cpu().eval(), torch.contiguous_format)
     return state.history
@@ -202,87 +213,3 @@ def choose_device(name: str) -> str:
     if name == "cuda" and not available:
         raise Missing("no CUDA device here", "give --device cpu")
     return ("cuda" if available else "cpu") if name == "auto" else name
-
-
-def train_run(
-    run: RunFolder,
-    network: Network,
-    config: TrainConfig,
-    *,
-    resume: bool = False,
-    int8: bool = False,
-    on_batch: OnBatch = lambda *_: None,
-    on_epoch: OnEpoch = lambda _: None,
-) -> dict[str, Any]:
-    """Train into a run: its weights, its float program, and what is known about both.
-
-    `int8` refuses a network that cannot be quantized before it is trained. Returns the facts, as
-    they stand in run.json under "training". Raises the errors of the data
-    set, the network and the loop; a checkpoint of the last whole epoch stays for --resume.
-    """
-    for option, value, least in (
-        ("--epochs", config.epochs, 1),
-        ("--batch-size", config.batch_size, 1),
-        ("--seed", config.seed, 0),
-    ):
-        if value < least:
-            raise UsageError(f"{option} {value}", f"give {least} or more")
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    data_dir = Path(config.data_dir) if config.data_dir else None
-    checkpoint = run.path / CHECKPOINT
-    try:
-        dataset = load_dataset(config.dataset, network.input_shape, config.seed, data_dir)
-        torch.manual_seed(config.seed)
-        module = network.build(len(dataset.labels))
-        # What cannot be frozen, or quantized where int8 is wanted, is better known now.
-        frozen = capture(module, network.input_shape)
-        if int8:
-            from .quantize import check
-
-            check(frozen)
-        origin = {"source": network.source_sha256, "dataset": dataset.sha256}
-        history = fit(module, dataset, config, checkpoint, resume, origin, on_batch, on_epoch)
-    except KeyboardInterrupt as error:
-        if checkpoint.is_file():
-            mend = f"go on with 'pipeline train --resume --run {run.name}'"
-            raise Interrupted("interrupted; nothing is half-written", mend) from error
-        run.remove_if_empty()
-        raise
-    except RuntimeError as error:  # out of the person's own forward, or memory
-        raise BadInput(
-            f"{network.name}: fails in training ({first_line(error)})", "see --debug"
-        ) from error
-    except UserError:
-        run.remove_if_empty()
-        raise
-    facts = {
-        "config": asdict(config),
-        "source_sha256": network.source_sha256,
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "dataset_name": dataset.name,
-        "dataset_sha256": dataset.sha256,
-        "labels": list(dataset.labels),
-        "preparation": dataset.preparation,
-        "input_shape": list(network.input_shape),
-        "parameters": sum(parameter.numel() for parameter in module.parameters()),
-        "history": [asdict(epoch) for epoch in history],
-        "test_accuracy": evaluate(module, dataset.test),
-    }
-    program = run.artefact("fp32", "pt2")
-    with run.workspace() as work:
-        weights = {name: value.clone() for name, value in module.state_dict().items()}
-        (work / WEIGHTS).write_bytes(safetensors.torch.save(weights))
-        (work / program).write_bytes(saved(capture(module, network.input_shape)))
-        run.record["training"] = facts  # saved with the weights, at once
-        run.commit({WEIGHTS: work / WEIGHTS}, training_config(network, config), [])
-        run.commit({program: work / program}, {"pipeline": __version__}, [WEIGHTS])
-    checkpoint.unlink(missing_ok=True)
-    return facts
-
-
-def training_config(network: Network, config: TrainConfig) -> dict[str, Any]:
-    """What run.json keeps to tell whether training again would give the same weights."""
-    record = asdict(config) | {"source_sha256": network.source_sha256, "pipeline": __version__}
-    del record["data_dir"]  # where the data lie does not change what they are
-    return record

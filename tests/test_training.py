@@ -148,7 +148,7 @@ def test_going_on_ends_in_bit_identical_weights(tmp_path: Path, stop: tuple[int,
     whole, history = fitted(tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
         fitted(tmp_path / "cut", stop=stop)
-    assert len(read(tmp_path / "cut")[1]) == stop[0]
+    assert len(read(tmp_path / "cut").history) == stop[0]
     weights, again = fitted(tmp_path / "cut", resume=True)
     assert [e.validation_accuracy for e in again] == [e.validation_accuracy for e in history]
     assert all(torch.equal(weights[name], whole[name]) for name in whole)
@@ -224,7 +224,7 @@ def test_a_divergence_keeps_the_last_good_checkpoint(
         patch.setattr(train, "move_average", spoil)
         with pytest.raises(VerificationFailed, match="epoch 3; the checkpoint keeps epoch 2"):
             fitted(tmp_path / "spoilt")
-    assert len(read(tmp_path / "spoilt")[1]) == 2
+    assert len(read(tmp_path / "spoilt").history) == 2
     weights, _ = fitted(tmp_path / "spoilt", resume=True)
     assert all(torch.equal(weights[name], whole[name]) for name in whole)
 

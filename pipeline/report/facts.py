@@ -321,6 +321,8 @@ OPTIONS = {  # of `pipeline run`, by what TrainConfig calls it
     "seed": "--seed",
     "activation": "--activation",
     "device": "--device",
+    "weight_decay": "--weight-decay",
+    "label_smoothing": "--label-smoothing",
 }
 
 
@@ -332,7 +334,8 @@ def reproducing_command(run: RunFolder) -> str:
         if config.get(name) is not None:
             words += [option, str(config[name])]
     words += ["--input-shape", ",".join(str(size) for size in run.training["input_shape"])]
-    words.append("--augment" if config["augment"] else "--no-augment")
+    distorted = ["--augment", "--distortion", str(config["distortion"])]
+    words += distorted if config["augment"] else ["--no-augment"]
     if REPORT in run.record["artefacts"]:
         verified = run.entry(REPORT)["config"]
         words += ["--format", ",".join(verified["formats"])]
