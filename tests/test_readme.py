@@ -48,8 +48,8 @@ def test_every_command_of_readme_and_docs_works(tmp_path: Path) -> None:
     environment = os.environ | {"PATH": binaries}
     environment.pop("PIPELINE_RUNS_DIR", None)
     # A page's reader begins where README's began, with the run that was made there.
-    pages = ["".join(blocks("sh", page.read_text())) for page in PAGES]
-    script = "set -eux\n" + "".join(f"(\n{commands})\n" for commands in ("".join(rest), *pages))
+    pages = ["".join(rest), *("".join(blocks("sh", page.read_text())) for page in PAGES)]
+    script = "set -eux\n" + "".join(f"(\n{commands})\n" for commands in pages if commands)
     done = subprocess.run(
         ["bash", "-c", script],
         cwd=tmp_path,
