@@ -31,6 +31,7 @@ OF_COMMANDS = {  # what a command of its own makes
     "verify.json": "verify",
     "self-check.json": "verify --self-check",
     "bench.json": "bench",
+    "evaluation.json": "evaluate",
     "report.html": "report",
     "report.json": "report",
     "model-card.md": "report --model-card",
