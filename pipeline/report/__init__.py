@@ -13,13 +13,14 @@ from markupsafe import Markup
 from deploy.runner.sweep import METRICS
 
 from .. import __version__
+from ..evaluation.show import cost, fragile
 from ..run_folder import RunFolder
 from ..verify.show import percent
 from . import figures
 from .drawing import picture
 from .facts import CARD, FACTS, PAGE, facts_of
 from .observations import WATCHED, Observations, observe
-from .pictures import answered, filters, layer_maps
+from .pictures import answered, challenge_examples, filters, layer_maps
 
 __all__ = ["CARD", "FACTS", "PAGE", "is_current", "report_run"]
 
@@ -31,6 +32,7 @@ CONTENTS = {
     "quantization": "Quantization",
     "parity": "Parity",
     "runtimes": "Formats and runtimes",
+    "challenges": "Challenges",
     "provenance": "Provenance",
 }
 
@@ -79,7 +81,7 @@ def _template(name: str) -> Template:
 
 
 def _sections(facts: dict[str, Any]) -> dict[str, Any]:
-    return {name: facts.get(name) for name in (*CONTENTS, "self_check")}
+    return {name: facts.get(name) for name in (*CONTENTS, "self_check", "evaluation")}
 
 
 def model_card(facts: dict[str, Any]) -> str:
@@ -96,6 +98,8 @@ def page(facts: dict[str, Any], seen: Observations) -> str:
         script=Markup(_text("sort.js")),
         metrics=METRICS,
         equal=percent,
+        cost=cost,
+        fragile=fragile,
         watched=min(WATCHED, len(seen.dataset.test)),
         drawings=_drawings(facts, seen),
         pictures=_pictures(facts, seen),
@@ -112,7 +116,9 @@ def _drawings(facts: dict[str, Any], seen: Observations) -> dict[str, Any]:
     network, parity = facts.get("network"), facts.get("parity")
     rows = facts.get("runtimes", {}).get("latencies", [])
     steps = parity["tables"].get("int8") if parity else None
+    challenges = facts.get("challenges")
     return {
+        "challenges": figures.challenge_curves(challenges) if challenges else None,
         "fields": figures.receptive_fields(image, network["layers"]) if network else None,
         "curves": figures.learning_curves(facts["training"]["history"]),
         "confusion": [
@@ -134,6 +140,7 @@ def _pictures(facts: dict[str, Any], seen: Observations) -> dict[str, Any]:
     images = [image for image, _ in answered(seen, [flip["fp32"] for flip in flips])]
     return {
         "filters": filters(seen.weights),
+        "challenges": challenge_examples(seen) if facts.get("challenges") else None,
         "maps": layer_maps(seen),
         "wrong": answered(seen, facts["training"]["wrong"]),
         "flips": list(zip(images, flips, strict=True)),

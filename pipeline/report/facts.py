@@ -10,6 +10,7 @@ from typing import Any
 from ..bench import BENCH
 from ..deployment.installation import latencies
 from ..errors import BadInput, Missing
+from ..evaluation import EVALUATION
 from ..graph import Layer, read_graph
 from ..interval import wilson
 from ..run_folder import RunFolder
@@ -38,7 +39,7 @@ def facts_of(run: RunFolder, seen: Observations) -> Record:
             return None
         return record
 
-    verification, bench = read(REPORT), read(BENCH)
+    verification, bench, evaluation = read(REPORT), read(BENCH), read(EVALUATION)
     devices = {
         run.entry(name)["config"]["host"]: record
         for name in sorted(run.record["artefacts"])
@@ -46,6 +47,8 @@ def facts_of(run: RunFolder, seen: Observations) -> Record:
     }
     if verification is not None:
         failures += _failures(run, verification)
+    if evaluation is not None:
+        failures += _dropped(run, evaluation)
     sections = {
         "network": _network(run),
         "training": _training(run, seen),
@@ -53,6 +56,8 @@ def facts_of(run: RunFolder, seen: Observations) -> Record:
         "parity": _parity(verification) if verification else None,
         "self_check": read(SELF_CHECK),
         "runtimes": _runtimes(run, verification, bench, devices),
+        "evaluation": evaluation,
+        "challenges": evaluation.get("challenges") if evaluation else None,
         "provenance": _provenance(run, verification),
     }
     present = {name: section for name, section in sections.items() if section}
@@ -78,6 +83,19 @@ def _failures(run: RunFolder, verification: Record) -> list[Record]:
             {"what": f"{runtime}: required, but no file ran in it", "mend": "run 'make install'"}
         )
     return found
+
+
+def _dropped(run: RunFolder, evaluation: Record) -> list[Record]:
+    command = f"pipeline evaluate --run {run.name} --max-drop {evaluation['max_drop']}"
+    return [
+        {
+            "what": f"{row['file']} in {row['configuration']}: {row['drop']:.2f} percentage points "
+            f"less accurate than fp32",
+            "mend": f"again: {command}",
+        }
+        for row in evaluation["artefacts"]
+        if not row["passed"]
+    ]
 
 
 def _verdict(

@@ -11,8 +11,9 @@ from markupsafe import Markup
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FixedLocator, FormatStrFormatter
+from matplotlib.ticker import FixedLocator, FormatStrFormatter, LogLocator, NullLocator
 
+from ..interval import wilson
 from .drawing import BLUE, GREEN, GREY, OF_PRECISION, ORANGE, figure, styled, svg
 from .observations import Histogram
 
@@ -188,9 +189,10 @@ def latencies(rows: Sequence[Record]) -> Markup:
         axes.set_yticks(range(len(rows)), names, fontsize=8)
         axes.invert_yaxis()
         axes.set(xscale="log", xlabel="µs per image: median, and up to the 99th percentile")
-        for axis in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-            axis(FormatStrFormatter("%g"))
-        axes.grid(visible=True, axis="x", which="both")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.xaxis.set_major_formatter(FormatStrFormatter("%g"))
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.grid(visible=True, axis="x")
         axes.legend(fontsize=8)
     best = min(rows, key=lambda row: float(row["p50_us"]))
     return svg(
@@ -198,3 +200,34 @@ def latencies(rows: Sequence[Record]) -> Markup:
         f"Latencies of {len(rows)} ways to run the model; the fastest median is "
         f"{best['p50_us']:.1f} µs with {best['runtime']} in {best['precision']}.",
     )
+
+
+def challenge_curves(record: Record) -> Markup:
+    """Accuracy over severity, a small drawing for each challenge, with 95 % intervals."""
+    of = record["images"]
+    programs = [
+        (number, "int8" if "-int8" in file else "fp32")
+        for number, (file, _) in enumerate(record["artefacts"])
+        if file.endswith(".pt2")
+    ]
+    columns = 3
+    rows = -(-len(record["table"]) // columns)
+    with styled():
+        drawing = figure(7.5, 2.2 * rows)
+        grid = drawing.subplots(rows, columns, squeeze=False, sharey=True)
+        for axes, entry in zip(grid.flat, record["table"], strict=False):
+            for number, precision in programs:
+                right = entry["right"][number]
+                shares = [100 * count / of for count in right]
+                ends = [[100 * end for end in wilson(count, of)] for count in right]
+                colour, dashes = OF_PRECISION[precision], "--" if precision == "int8" else "-"
+                axes.plot(range(len(right)), shares, dashes, color=colour, label=precision)
+                low, high = zip(*ends, strict=True)
+                axes.fill_between(range(len(right)), low, high, color=colour, alpha=0.15, lw=0)
+            axes.set_title(f"{entry['challenge']}\n{entry['meaning']}", fontsize=8)
+            axes.set_xticks(range(6), ["none", *(f"{level:g}" for level in entry["levels"])])
+            axes.tick_params(labelsize=7)
+            axes.grid(visible=True)
+        grid.flat[0].legend(fontsize=8)
+        drawing.supylabel("accuracy (%)", fontsize=9)
+    return svg(drawing, f"Accuracy of the programs under {len(record['table'])} challenges.")

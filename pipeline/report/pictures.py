@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from deploy.runner.images import grey
+
+from ..evaluation.challenges import CHALLENGES, SEVERITIES, apply
 from .drawing import as_grey, picture, png, sheet
 from .observations import Observations
 
@@ -82,6 +85,19 @@ def _tiles(value: npt.NDArray[Any]) -> npt.NDArray[Any]:
     padded = np.zeros(-(-flat.size // width) * width, flat.dtype)
     padded[: flat.size] = flat
     return padded.reshape(1, -1, width)
+
+
+def challenge_examples(seen: Observations) -> list[tuple[str, Pixels]]:
+    """For each challenge one test image at every severity, the unchanged one first."""
+    image = seen.dataset.test.images[seen.example : seen.example + 1]
+    found = []
+    for challenge in CHALLENGES.values():
+        changed = [apply(challenge, n, image, 0)[0].numpy() for n in range(SEVERITIES + 1)]
+        tiles = np.stack([grey(one.transpose(1, 2, 0))[:, :, 0] for one in changed])
+        page = sheet(tiles, len(changed), gap=2)
+        words = f"one test image under {challenge.name}, severity 0 to {SEVERITIES}"
+        found.append((challenge.name, pixels(page, words, _scale(page))))
+    return found
 
 
 def answered(
