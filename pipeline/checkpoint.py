@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,8 +12,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from .errors import BadInput, Missing
+from .errors import BadInput, Missing, first_line
 from .run_folder import write_atomically
+
+UNKNOWN = "0" * 64  # in place of a checkpoint's own SHA-256 while that is computed
 
 
 @dataclass(frozen=True)
@@ -102,6 +105,7 @@ def save(
         "origin": json.dumps(origin),
         "history": json.dumps([asdict(epoch) for epoch in state.history]),
         "arithmetic": json.dumps(arithmetic(processes)),
+        "sha256": UNKNOWN,
     }
     # Clones: tied weights share memory, which safetensors refuses.
     tensors = {
@@ -109,7 +113,9 @@ def save(
         for part, values in parts.items()
         for name, value in values.items()
     }
-    write_atomically(path, safetensors.torch.save(tensors, metadata))
+    content = safetensors.torch.save(tensors, metadata)
+    digest = hashlib.sha256(content).hexdigest()
+    write_atomically(path, content.replace(UNKNOWN.encode(), digest.encode(), 1))
 
 
 def load(path: Path, origin: dict[str, str | None]) -> tuple[bytes, list[Epoch]]:
@@ -154,20 +160,26 @@ def restore(state: State, content: bytes, history: list[Epoch]) -> None:
 
 
 def read(path: Path) -> Saved:
-    """All of a checkpoint but its tensors. Raises Missing or BadInput."""
+    """All of a checkpoint but its tensors; every byte is checked. Raises Missing or BadInput."""
     if not path.is_file():
         raise Missing(f"{path}: nothing to resume", "run 'pipeline train' without --resume")
     try:
+        content = path.read_bytes()
         with safe_open(path, "pt") as file:
             metadata = file.metadata()
+        digest = metadata["sha256"]
+        unsealed = content.replace(digest.encode(), UNKNOWN.encode(), 1)
+        if hashlib.sha256(unsealed).hexdigest() != digest:
+            raise ValueError("its SHA-256 is not the one in it")
         record = json.loads(metadata["config"])
-        config = TrainConfig(**record | {"input_shape": tuple(record["input_shape"])})
-        history = [Epoch(**epoch) for epoch in json.loads(metadata["history"])]
-        saved = Saved(
-            config, history, json.loads(metadata["origin"]), json.loads(metadata["arithmetic"])
+        return Saved(
+            TrainConfig(**record | {"input_shape": tuple(record["input_shape"])}),
+            [Epoch(**epoch) for epoch in json.loads(metadata["history"])],
+            json.loads(metadata["origin"]),
+            json.loads(metadata["arithmetic"]),
         )
     except (SafetensorError, ValueError, KeyError, TypeError, OSError) as error:
         raise BadInput(
-            f"{path}: not a checkpoint ({error})", "run 'pipeline train' without --resume"
+            f"{path}: damaged, or no checkpoint of this version ({first_line(error)})",
+            "train anew with --overwrite",
         ) from error
-    return saved

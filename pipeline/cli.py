@@ -204,6 +204,11 @@ def _train(
             on_epoch=progress.on_epoch,
             workers=workers,
         )
+    if not facts["learned"]:
+        say(
+            "warning: nothing was learned, always the same answer would do as well; give another "
+            f"--lr than {config.learning_rate:g}, more --epochs, or look at the data"
+        )
     if as_json:
         print_json({"run": run.name, **facts})
         return

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,9 +17,10 @@ import torch
 
 from .checkpoint import Epoch, TrainConfig
 from .data import Dataset, load_dataset
-from .errors import BadInput, Interrupted, Missing, UsageError, VerificationFailed, first_line
+from .errors import BadInput, UsageError, VerificationFailed
 from .network import Network
 from .run_folder import runs_root, write_atomically
+from .study_storage import need_optuna, reaching
 from .train import fit
 from .train_stage import fitting
 
@@ -73,19 +73,6 @@ class Sweep:
         return max(whole, key=lambda t: t.validation_accuracy or 0, default=None)
 
 
-def _optuna() -> Any:
-    """Raises Missing where the package is not installed."""
-    try:
-        import optuna
-    except ImportError as error:
-        raise Missing(
-            "'pipeline sweep' needs the package optuna",
-            "run \"pip install 'pi-pipeline[sweep]'\"",
-        ) from error
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    return optuna
-
-
 def suggested(trial: optuna.Trial, usual: TrainConfig) -> TrainConfig:
     """The settings of a trial, with three digits: they are to be typed."""
 
@@ -123,7 +110,7 @@ def sweep(
     The first trial has the usual settings. What a trial is follows from the seed and the trials
     before. Raises UsageError, Missing, BadInput, Interrupted.
     """
-    optuna = _optuna()
+    optuna = need_optuna()
     if not name or name != Path(name).name or name.startswith("."):
         raise UsageError(f"{name!r} is no name for a study", "give a plain name, like 'lenet-2'")
     folder = runs_root() / f"sweep-{name}"
@@ -138,7 +125,7 @@ def sweep(
             "give another place with PIPELINE_RUNS_DIR",
         ) from error
     url = storage or f"sqlite:///{folder / 'study.db'}"
-    with _reaching(url) as shown:
+    with reaching(url) as shown:
         # Two machines may well wait for one another's SQLite.
         engine = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
         study = optuna.create_study(
@@ -178,7 +165,7 @@ def _try(
     study: optuna.Study, trial: optuna.Trial, network: Network, usual: TrainConfig, dataset: Dataset
 ) -> None:
     """Train once, and say what came of it; what diverges is as bad as what is pruned."""
-    optuna = _optuna()
+    optuna = need_optuna()
     state = optuna.trial.TrialState
     if trial.number == 0:
         study.sampler = optuna.samplers.PartialFixedSampler(_fixed(usual), study.sampler)
@@ -256,7 +243,7 @@ def _trial(trial: optuna.trial.FrozenTrial) -> Trial:
 
 def _importance(study: optuna.Study, seed: int) -> dict[str, float]:
     """Nothing where there are too few whole trials, or all came to the same."""
-    optuna = _optuna()
+    optuna = need_optuna()
     values = {t.value for t in study.trials if t.state == optuna.trial.TrialState.COMPLETE}
     if len(values) < 2:
         return {}
@@ -294,38 +281,3 @@ def as_document(result: Sweep) -> dict[str, Any]:
         "importance": result.importance,
         "trials": [vars(trial) for trial in result.trials],
     }
-
-
-@contextmanager
-def _reaching(url: str) -> Iterator[str]:
-    """What can be wrong with a storage, as an error; gives its URL without the password."""
-    from sqlalchemy import exc, make_url
-
-    optuna = _optuna()
-    try:
-        shown = make_url(url).render_as_string(hide_password=True)
-    except exc.ArgumentError as error:
-        raise UsageError(
-            "--storage: not the URL of a database", "give one as postgresql://HOST/NAME"
-        ) from error
-    try:
-        yield shown
-    except KeyboardInterrupt as error:
-        raise Interrupted(
-            "interrupted; the finished trials are kept", "call it again to go on"
-        ) from error
-    except (exc.NoSuchModuleError, ImportError) as error:
-        raise Missing(
-            f"{shown}: no driver of that database is installed",
-            "install one, as with 'pip install psycopg2-binary' or 'pip install PyMySQL'",
-        ) from error
-    except (exc.OperationalError, optuna.exceptions.StorageInternalError) as error:
-        cause = first_line(getattr(error, "orig", None) or error.__cause__ or error)
-        raise Missing(
-            f"{shown}: cannot be reached ({cause})", "check --storage and that it is running"
-        ) from error
-    except exc.DatabaseError as error:
-        raise BadInput(
-            f"{shown}: is not a study's database ({first_line(error.orig or error)})",
-            "give another --storage",
-        ) from error

@@ -15,7 +15,7 @@ from torch import nn
 
 from . import __version__, checkpoint
 from .checkpoint import Epoch, TrainConfig
-from .data import Dataset, load_dataset
+from .data import Dataset, Split, load_dataset
 from .errors import BadInput, Interrupted, UsageError, UserError, first_line
 from .logs import event_writer, logs
 from .network import Network
@@ -62,6 +62,8 @@ def train_run(
 
                 check(frozen)
             known = checkpoint.read(path).history if resume else []
+            for left in run.path.glob(f".{Path(CHECKPOINT).stem}.*"):  # by a kill while writing
+                left.unlink(missing_ok=True)
             if not resume:  # what is left of another training must not be gone on with
                 path.unlink(missing_ok=True)
             origin = _origin(network, dataset)
@@ -88,6 +90,7 @@ def train_run(
         "input_shape": list(network.input_shape),
         "parameters": sum(parameter.numel() for parameter in module.parameters()),
         "history": [asdict(epoch) for epoch in history],
+        "learned": max(epoch.validation_accuracy for epoch in history) > guess(dataset.validation),
         "test_accuracy": evaluate(module, dataset.test),
     }
     program = run.artefact("fp32", "pt2")
@@ -111,6 +114,11 @@ def assist(
         dataset, module = _prepared(network, config, workers)
         quiet = (lambda *_: None, lambda _: None)
         fit(module, dataset, config, None, resume, _origin(network, dataset), *quiet, workers)
+
+
+def guess(split: Split) -> float:
+    """The accuracy of always answering the most frequent label."""
+    return float(split.labels.bincount().max()) / len(split)
 
 
 def check_settings(config: TrainConfig, workers: Workers = ALONE) -> None:
