@@ -58,7 +58,7 @@ test: install
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow and not emulated' --numprocesses 2 --dist loadfile
 
 test-slow: install
-	$(BIN)/pytest -m 'slow or emulated'
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'slow or emulated' --numprocesses 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -25,9 +25,9 @@ shift
 # What needs no network has none: its namespace is an empty one.
 CHANGE_ROOT = """
 mount --rbind /dev "$1/dev"
-mount --bind "$2/usr" "$1/usr"
+mount --bind "$1/debian/usr" "$1/usr"
 root=$1
-shift 2
+shift
 exec chroot "$root" "$@"
 """
 ARM64 = "fp asimd evtstrm crc32 cpuid"
@@ -54,9 +54,11 @@ def within(board: str, *command: str) -> subprocess.CompletedProcess[str]:
 
 
 def on_board(
-    board: str, root: Path, *command: str, **variables: str
+    board: str, root: Path, *command: str, mounts: str = "", **variables: str
 ) -> subprocess.CompletedProcess[str]:
-    """Run a command of the board's in a folder of `board_root`, without a network."""
+    """Run a command of the board's in a folder of `board_root`, without a network. `mounts` is a
+    script before it, by this machine's programs, that finds the folder in $1.
+    """
     name = f"{BOARDS[board].qemu}-static"
     interpreter = shutil.which(name, path=f"{os.environ['PATH']}{os.pathsep}{QEMU}")
     if interpreter is None:
@@ -68,7 +70,7 @@ def on_board(
         "OMP_NUM_THREADS": "1",
     }
     known["QEMU_CPU"] = BOARDS[board].model
-    inside = [CHANGE_ROOT, str(root), str(_debian(board)), *command]
+    inside = [mounts + CHANGE_ROOT, str(root), *command]
     return _namespace(board, interpreter, inside, known | variables, "--net")
 
 
@@ -92,19 +94,22 @@ def _namespace(
     )
 
 
-def _debian(board: str) -> Path:
+def debian(board: str, release: str = "") -> Path:
+    """The board's Debian, of another release than this machine's if it is named."""
     architecture = "arm64" if BOARDS[board].qemu == "qemu-aarch64" else "armhf"
-    if not (DEBIAN / architecture).is_dir():
-        pytest.skip(f"no Debian for {architecture}: run 'make emulators'")
-    return DEBIAN / architecture
+    name = f"{architecture}-{release}" if release else architecture
+    if not (DEBIAN / name).is_dir():
+        pytest.skip(f"no Debian for {name}: run 'make emulators'")
+    return DEBIAN / name
 
 
-def board_root(board: str, folder: Path) -> Path:
+def board_root(board: str, folder: Path, release: str = "") -> Path:
     """A root folder of the board in a folder: its Debian is mounted there while commands run."""
     for name in ("usr", "dev", "tmp", "opt", "proc/device-tree"):
         (folder / name).mkdir(parents=True)
     for name in ("bin", "lib", "sbin"):
         (folder / name).symlink_to(f"usr/{name}")
+    (folder / "debian").symlink_to(debian(board, release))
     part, features, name = PROCESSORS[board]
     lines = f"processor\t: 0\nFeatures\t: {features}\nCPU implementer\t: 0x41\nCPU part\t: {part}\n"
     (folder / "proc" / "cpuinfo").write_text(lines)

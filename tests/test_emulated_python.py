@@ -202,7 +202,11 @@ def test_int8_answers_of_c_are_those_of_this_machine(
     assert len(wanted) == IMAGES
     assert len({picture[0][0] for picture in wanted}) > 3
     names = [f"/tmp/{path.name}" for path in pictures]
-    assert told(installed(target).answer("predict", *AS_C, *names)["answers"]) == wanted
+    found = told(installed(target).answer("predict", *AS_C, *names)["answers"])
+    for one, other in zip(found, wanted, strict=True):
+        assert [label for label, _ in one] == [label for label, _ in other]
+        # Probabilities are of two builds' exp in double; a score one step off is far more.
+        assert [p for _, p in one] == pytest.approx([p for _, p in other], rel=1e-12)
 
 
 @pytest.mark.parametrize("target", RUNTIMES)

@@ -23,7 +23,7 @@ from ..export import contract_of
 from ..run_folder import RunFolder
 from .archive import INSTALL
 from .order import Order, install_name, package_name
-from .targets import Place
+from .targets import PYTHONS, Place
 
 GOLDEN_IMAGES = 32
 C_SOURCES = """
@@ -125,6 +125,11 @@ def installer(run: RunFolder, place: Place, order: Order) -> bytes:
         "service": package_name(run),
         "hardware": place.target.hardware,
         "requirements": names,
+        "python": place.python,
+        # Of this machine there is no other release to order.
+        "releases": " ".join(f"{python}:{name}" for name, python in PYTHONS.items())
+        if place.system
+        else "",
     }
     known["runtimes"] = f"one of: {names}" if names else "(none: the bundle has C alone)"
     return _filled(INSTALL, known)

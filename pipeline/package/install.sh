@@ -8,6 +8,8 @@ name='$name'
 hardware='$hardware'
 service='$service.service'
 requirements='$requirements' # the recommended one first; none without a Python runner
+needed='$python' # the Python that wheels were chosen for
+releases='$releases' # what has which Python
 
 usage() {
     cat <<EOF
@@ -26,6 +28,19 @@ EOF
 fail() { # exit code, what is wrong, the mend
     printf 'error: %s; %s\n' "$$2" "$$3" >&2
     exit "$$1"
+}
+
+stopped() { # what a program said that ended, exit code, what is wrong, the mend: unless it is the disk
+    case $$1 in
+    *"Read-only file system"*) fail 3 "$$prefix: its disk is read-only" "see to the memory card, or give another --prefix" ;;
+    *"Permission denied"*) fail 3 "$$prefix: $$(id -un) may not write there" "give another --prefix" ;;
+    *"No space left"* | *"uota exceeded"*) full=yes ;;
+    *) # Python tells of no reason where it makes no environment, which takes 20 MB.
+        full=
+        [ ! -d "$$prefix" ] || [ "$$(($$(stat -f -c '%a * %S' "$$prefix")))" -ge 20000000 ] || full=yes ;;
+    esac
+    [ -z "$$full" ] || fail 3 "$$prefix: its disk is full" "make room there, or give another --prefix"
+    fail "$$2" "$$3" "$$4"
 }
 
 folder() { # the line of the unit; a percent sign is special there
@@ -96,40 +111,53 @@ sha256sum --check --quiet --strict SHA256SUMS >/dev/null 2>&1 ||
 ./classify --selftest >/dev/null 2>&1 || [ $$? -lt 126 ] ||
     fail 4 "this bundle is for $$hardware, and this is a $$(uname -m)" "make one with another --target"
 
-digest=$$(sha256sum SHA256SUMS | cut -c1-12)
-version=version-$$digest
-new=$$prefix/$$version
-mkdir -p "$$prefix" 2>/dev/null || fail 3 "$$prefix: cannot be made" "give another --prefix"
-[ -w "$$prefix" ] || fail 3 "$$prefix: cannot be written" "give another --prefix"
-same=
-if [ "$$(readlink "$$prefix/current" || true)" = "$$version" ] &&
-    [ "$$(cat "$$new/runtime" 2>/dev/null || echo none)" = "$$runtime" ]; then
-    same=yes
+if [ -n "$$runtime" ]; then
+    command -v python3 >/dev/null || fail 4 "there is no python3" "install it, or give --no-python"
+    # -I: a module that lies here besides what was checked is not imported.
+    here=$$(python3 -I -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+    case $$here in
+    2.* | 3.? | 3.10)
+        fail 4 "the runner needs Python 3.11 or newer, and this is $$here" \
+            "use Raspberry Pi OS bookworm or newer, or give --no-python" ;;
+    esac
+    if [ "$$here" != "$$needed" ] && { [ -d wheels ] || [ "$$runtime" = tflite-runtime ]; }; then
+        mend='without --wheelhouse'
+        for pair in $$releases; do
+            [ "$${pair%:*}" != "$$here" ] || mend="with --os $${pair#*:}"
+        done
+        fail 4 "the wheels of $$runtime are for Python $$needed, and this is $$here" \
+            "make the bundle $$mend, or give --no-python"
+    fi
 fi
-if [ -z "$$same" ]; then
-    work=$$prefix/.new-$$$$
-    trap 'rm -rf "$$work"' EXIT
-    trap 'exit 130' HUP INT TERM
-    mkdir -p "$$work/files"
-    cp -R . "$$work/files/bundle" 2>/dev/null ||
-        fail 3 "$$prefix: cannot be written" "make room, or give another --prefix"
+
+version=version-$$(sha256sum SHA256SUMS | cut -c1-12)-$${runtime:-c}
+new=$$prefix/$$version
+said=$$(mkdir -p "$$prefix" 2>&1) || stopped "$$said" 3 "$$prefix: cannot be made" "give another --prefix"
+work=$$prefix/.new-$$$$
+link=$$prefix/.current-$$$$
+trap 'rm -rf "$$work" "$$link"' EXIT
+trap 'exit 130' HUP INT TERM
+same=
+files=$$new
+if [ "$$(readlink "$$prefix/current" || true)" = "$$version" ]; then
+    same=yes
+else
+    files=$$work/files
+    # What pip unpacks on its way is there, too: /tmp may be memory, and small.
+    export TMPDIR="$$work/tmp"
+    said=$$({ mkdir "$$work" && mkdir "$$files" "$$TMPDIR" && cp -R . "$$files/bundle"; } 2>&1) ||
+        stopped "$$said" 3 "$$prefix: cannot be written" "give another --prefix"
     if [ -n "$$runtime" ]; then
-        command -v python3 >/dev/null || fail 4 "there is no python3" "install it, or give --no-python"
-        # -I: a module that lies here besides what was checked is not imported.
-        python3 -I -m venv --system-site-packages "$$work/files/venv" >"$$work/log" 2>&1 ||
-            fail 4 "python3 makes no environment" "run 'sudo apt install python3-venv', or give --no-python"
+        said=$$(python3 -I -m venv --system-site-packages "$$files/venv" 2>&1) ||
+            stopped "$$said" 4 "python3 makes no environment" "run 'sudo apt install python3-venv', or give --no-python"
         offline=
         [ -d wheels ] && offline="--no-index --find-links wheels"
         # shellcheck disable=SC2086 # two options
-        "$$work/files/venv/bin/python" -I -m pip install --quiet --disable-pip-version-check \
-            --require-hashes --no-deps $$offline --requirement "requirements-$$runtime.txt" >"$$work/log" 2>&1 ||
-            fail 4 "pip installs no $$runtime ($$(grep -m1 ERROR "$$work/log" || tail -n1 "$$work/log"))" \
+        said=$$("$$files/venv/bin/python" -I -m pip install --quiet --disable-pip-version-check \
+            --require-hashes --no-deps $$offline --requirement "requirements-$$runtime.txt" 2>&1) ||
+            stopped "$$said" 4 "pip installs no $$runtime ($$(printf '%s\n' "$$said" | grep -m1 ERROR || printf '%s\n' "$$said" | tail -n1))" \
                 "see to the network, or make the bundle with --wheelhouse"
     fi
-    printf '%s\n' "$$runtime" >"$$work/files/runtime"
-    files=$$work/files
-else
-    files=$$new
 fi
 
 "$$files/bundle/classify" --selftest >/dev/null || fail 1 "the selftest failed here" "nothing was installed"
@@ -137,12 +165,12 @@ if [ -n "$$runtime" ]; then
     "$$files/venv/bin/python" "$$files/bundle/runner.pyz" selftest ||
         fail 1 "the selftest failed here" "nothing was installed"
 fi
+said=$$(ln -s "$$version" "$$link" 2>&1) || stopped "$$said" 3 "$$prefix: cannot be written" "give another --prefix"
 if [ -z "$$same" ]; then
     rm -rf "$$new" # of an installation that was cut off
     mv "$$files" "$$new"
 fi
-ln -s "$$version" "$$prefix/.current-$$$$"
-mv -T "$$prefix/.current-$$$$" "$$prefix/current" # one rename: there is always the old or the new one
+mv -T "$$link" "$$prefix/current" # one rename: there is always the old or the new one
 for other in "$$prefix"/version-*; do
     [ "$$other" = "$$new" ] || rm -rf "$$other"
 done
