@@ -19,7 +19,7 @@ import click
 
 from . import __version__
 from .cli_deploy import deploy
-from .cli_evaluate import evaluate
+from .cli_evaluate import calibrate, evaluate
 from .cli_machine import completion, doctor
 from .cli_options import (
     FORMAT,
@@ -346,7 +346,19 @@ def _export_file(
     say(f"next: make -C {shlex.quote(str(output))}")
 
 
-OTHERS = (verify, evaluate, package, deploy, bench, report, compare, sweep, doctor, completion)
+OTHERS = (
+    verify,
+    evaluate,
+    calibrate,
+    package,
+    deploy,
+    bench,
+    report,
+    compare,
+    sweep,
+    doctor,
+    completion,
+)
 for command in OTHERS:
     main.add_command(command)
 

@@ -63,3 +63,31 @@ def evaluate(
             f"below fp32, --max-drop is {options['max_drop']:g}"
         )
         sys.exit(1)
+
+
+@click.command()
+@RUN
+@JSON
+def calibrate(run_name: str | None, as_json: bool) -> None:
+    """Make probabilities mean what they say: fit a temperature on validation images, for the
+    contract of everything that is exported from now on. Answers stay what they are.
+
+    \b
+    Example:
+      pipeline calibrate
+    """
+    from .console import say, table
+    from .evaluation.calibration import calibrate_run
+    from .run_folder import RunFolder
+
+    run = RunFolder.open(run_name)
+    report = calibrate_run(run)
+    if as_json:
+        print_json(report)
+        return
+    rows = [
+        [name, f"{row['temperature']:g}", f"{row['before']:.2%}", f"{row['after']:.2%}"]
+        for name, row in report.items()
+    ]
+    table("expected calibration error, test images", ["", "temperature", "before", "after"], rows)
+    say(f"next: pipeline export --run {run.name}; then verify and package")

@@ -32,6 +32,7 @@ OF_COMMANDS = {  # what a command of its own makes
     "self-check.json": "verify --self-check",
     "bench.json": "bench",
     "evaluation.json": "evaluate",
+    "calibration.json": "calibrate",
     "report.html": "report",
     "report.json": "report",
     "model-card.md": "report --model-card",

@@ -4,17 +4,27 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from conftest import Cli
 
-from pipeline import evaluation
+from deploy.runner.contract import Contract
+from deploy.runner.errors import BadInput
+from deploy.runner.scores import probabilities
+from pipeline import evaluation, program
 from pipeline.data import load_dataset
-from pipeline.evaluation.calibration import expected_error, reliability
+from pipeline.evaluation.calibration import (
+    coverage,
+    expected_error,
+    fitted_temperature,
+    reliability,
+)
 from pipeline.evaluation.challenges import CHALLENGES, SEVERITIES, apply
 from pipeline.evaluation.paired import mcnemar
 from pipeline.evaluation.show import fragile
@@ -184,6 +194,67 @@ def test_the_calibration_error_is_of_guo() -> None:
     assert expected_error(chances, labels) == pytest.approx((0.95 - 0.75) / 2 + (0.65 - 0.5) / 2)
     assert sum(row["images"] for row in reliability(chances, labels)) == 8
     assert expected_error(np.array([[1.0, 0.0]]), np.array([0])) == 0.0
+
+
+def test_a_fitted_temperature_undoes_what_the_scores_were_multiplied_by() -> None:
+    random = torch.Generator().manual_seed(0)
+    logits = torch.randn(4000, 5, generator=random) * 2
+    labels = torch.multinomial(torch.softmax(logits, 1), 1, generator=random)[:, 0]
+    assert fitted_temperature(logits, labels) == pytest.approx(1.0, abs=0.08)
+    assert fitted_temperature(logits * 3, labels) == pytest.approx(3.0, abs=0.25)
+
+
+def test_coverage_is_what_a_threshold_leaves() -> None:
+    chances = np.array([[0.95, 0.05], [0.6, 0.4], [0.45, 0.55], [0.997, 0.003]])
+    rows = {row["reject"]: row for row in coverage(chances, np.array([0, 1, 1, 0]))}
+    assert rows[0.0] == {"reject": 0.0, "answered": 1.0, "accuracy": 0.75}
+    assert rows[0.9] == {"reject": 0.9, "answered": 0.5, "accuracy": 1.0}
+    assert rows[0.999]["accuracy"] is None
+
+
+def test_a_temperature_goes_into_what_is_exported_from_then_on(cli: Cli, runs: Path) -> None:
+    training = ["train", "--model", "mlp", "--epochs", "3", "--run", "rough"]
+    assert cli(*training).returncode == 0
+    export = ["export", "--run", "rough", "--format", "onnx", "--precision", "fp32"]
+    assert cli(*export).returncode == 0
+    assert contract_in(runs / "rough" / "mlp-fp32.onnx").temperature == 1.0
+    done = cli("calibrate", "--run", "rough", "--json")
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout)["fp32"]
+    assert found["temperature"] != 1.0 and found["after"] < found["before"]
+    assert cli(*export).returncode == 0
+    contract = contract_in(runs / "rough" / "mlp-fp32.onnx")
+    assert contract.temperature == found["temperature"]
+    scores = np.array([[1.0, 3.0]])
+    chances = probabilities(scores, contract)
+    assert chances[0, 1] == pytest.approx(1 / (1 + math.exp(-2 / contract.temperature)))
+    assert cli(*training, "--overwrite", "--seed", "1").returncode == 0  # another program
+    assert cli(*export).returncode == 0
+    assert contract_in(runs / "rough" / "mlp-fp32.onnx").temperature == 1.0
+
+
+def contract_in(path: Path) -> Contract:
+    properties = {p.key: p.value for p in onnx.load(path).metadata_props}
+    (text,) = (value for value in properties.values() if '"program_sha256"' in value)
+    return Contract.from_json(text, path.name)
+
+
+def test_what_makes_no_mistake_is_not_calibrated(
+    cli: Cli, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(program, "accuracy", lambda *_: 1.0)
+    done = cli("calibrate")
+    assert done.returncode == 3 and "calibrate on more data" in done.stderr
+    assert not (runs / "small" / "calibration.json").exists()
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("inf"), float("nan")])
+def test_a_contract_with_no_sound_temperature_is_refused(temperature: float, trained: Path) -> None:
+    contract = contract_in(trained / "small" / "lenet5-classic-fp32.onnx")
+    assert "temperature" not in contract.to_json()
+    broken = replace(contract, temperature=temperature).to_json()
+    with pytest.raises(BadInput, match="temperature"):
+        Contract.from_json(broken, "some file")
 
 
 def test_fragile_names_only_what_is_no_chance() -> None:

@@ -12,7 +12,7 @@ void output_probabilities(const struct model *model, double *scores)
     for (int i = 1; i < model->label_count; i++)
         most = scores[i] > most ? scores[i] : most;
     for (int i = 0; i < model->label_count; i++) {
-        scores[i] = exp(scores[i] - most);
+        scores[i] = exp((scores[i] - most) / model->temperature);
         sum += scores[i];
     }
     for (int i = 0; i < model->label_count; i++)

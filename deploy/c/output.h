@@ -6,7 +6,8 @@
 
 #include <stdio.h>
 
-/* Scores become probabilities, in place: softmax of logits. */
+/* Scores become probabilities, in place: softmax of logits, at the model's
+ * temperature. */
 void output_probabilities(const struct model *model, double *scores);
 
 /* The labels' numbers by falling probability; equal ones in their own order. */

@@ -85,7 +85,8 @@ struct model {
     int label_count;
     int channels, height, width; /* of the picture */
     enum preparation preparation;
-    int probabilities; /* whether the scores are probabilities, else logits */
+    int probabilities;  /* whether the scores are probabilities, else logits */
+    double temperature; /* by which logits are divided before they become some */
     const struct value *values;
     int value_count;
     const struct layer *layers;

@@ -6,6 +6,7 @@ predict, bench, selftest, doctor and info are about the bundle; compute runs any
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import platform
@@ -92,6 +93,7 @@ def predict(args: argparse.Namespace, bundle: Bundle) -> int:
                 "file": name,
                 "blank": blank,
                 "label": contract.labels[order[0]],
+                "unsure": bool(chances[order[0]] < args.reject),
                 "probability": float(chances[order[0]]),
                 "top": [[contract.labels[i], float(chances[i])] for i in order],
             }
@@ -101,7 +103,8 @@ def predict(args: argparse.Namespace, bundle: Bundle) -> int:
         return exit_code
     for answer in answers:
         ranking = "  ".join(f"{label} {chance:.1%}" for label, chance in answer["top"])
-        print(f"{answer['file']}: {ranking}")
+        unsure = "unsure: " if answer["unsure"] else ""
+        print(f"{answer['file']}: {unsure}{ranking}")
     return exit_code
 
 
@@ -228,6 +231,13 @@ def _positive(text: str) -> int:
     return int(text)
 
 
+def _share(text: str) -> float:
+    with contextlib.suppress(ValueError):
+        if 0 <= float(text) <= 1:
+            return float(text)
+    raise argparse.ArgumentTypeError(f"{text!r} is no probability, from 0 to 1")
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="runner.pyz", description="Run the model of this bundle.", allow_abbrev=False
@@ -244,6 +254,9 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument("files", nargs="*", metavar="FILE", help="a picture; - reads stdin")
     command.add_argument("--camera", action="store_true", help="take a picture with picamera2")
     command.add_argument("--top", type=_positive, default=3, help="labels to show (default 3)")
+    command.add_argument(
+        "--reject", type=_share, default=0.0, metavar="P", help="unsure below this probability"
+    )
     command = commands.add_parser("bench", parents=[shared], help="measure time and memory")
     command.add_argument("--count", type=_positive, default=1000, help="inferences (default 1000)")
     commands.add_parser("selftest", parents=[shared], help="replay the golden vectors")

@@ -36,7 +36,8 @@ class Contract:
     `preparation` says how a picture becomes pixels: `glyph` is bright ink on a dark background,
     scaled into a box and centred as MNIST was made (dark ink on paper is inverted); `picture` is
     resized and otherwise left alone. `scores` says whether the outputs are logits or already
-    probabilities. `input` and `output` are the quantization of an int8 model, None for fp32.
+    probabilities; `temperature` is what logits are divided by before they become some (Guo et al.
+    2017). `input` and `output` are the quantization of an int8 model, None for fp32.
     """
 
     model: str
@@ -51,11 +52,17 @@ class Contract:
     program_sha256: str
     pipeline_version: str
     layout: str = "NCHW"
+    temperature: float = 1.0
     schema: int = SCHEMA
 
     def to_json(self) -> str:
-        """Canonical JSON: the same contract is always the same bytes."""
-        return json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        """Canonical JSON: the same contract is always the same bytes. A temperature of 1 is left
+        out: older runners know of none.
+        """
+        record = asdict(self)
+        if self.temperature == 1.0:
+            del record["temperature"]
+        return json.dumps(record, sort_keys=True, separators=(",", ":"))
 
     @classmethod
     def from_json(cls, text: str | bytes, source: str) -> Contract:
@@ -71,7 +78,7 @@ class Contract:
                 if record[key] is not None:
                     scale, zero_point = record[key]["scale"], record[key]["zero_point"]
                     record[key] = Quantization(float(scale), int(zero_point))
-            missing = {field.name for field in fields(cls)} - set(record)
+            missing = {field.name for field in fields(cls)} - {"temperature"} - set(record)
             if missing:
                 raise ValueError(f"it lacks {', '.join(sorted(missing))}")
             contract = cls(**record)
@@ -89,6 +96,8 @@ class Contract:
         ):
             if value not in allowed:
                 raise ValueError(f"{value!r} is none of {', '.join(allowed)}")
+        if not 0 < self.temperature < math.inf:
+            raise ValueError(f"temperature {self.temperature}")
         if self.input_shape[0] not in (1, 3) or min(self.input_shape) < 1 or not self.labels:
             raise ValueError(f"input shape {self.input_shape} with {len(self.labels)} labels")
         sides = [side for side in (self.input, self.output) if side is not None]

@@ -36,8 +36,10 @@ def steps(raw: npt.NDArray[Any], quantization: Quantization) -> npt.NDArray[np.i
 
 
 def probabilities(scores: Floats, contract: Contract) -> Floats:
-    """N x classes scores to probabilities: softmax for logits, unchanged where they are some."""
+    """N x classes scores to probabilities: softmax for logits, at the contract's temperature;
+    unchanged where they are some.
+    """
     if contract.scores == "probabilities":
         return scores
-    powers = np.exp(scores - scores.max(axis=1, keepdims=True))
+    powers = np.exp((scores - scores.max(axis=1, keepdims=True)) / contract.temperature)
     return np.asarray(powers / powers.sum(axis=1, keepdims=True))

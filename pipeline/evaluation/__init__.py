@@ -22,7 +22,7 @@ from ..interval import wilson
 from ..run_folder import RunFolder
 from ..verify.runtimes import Runtimes
 from .artefacts import Artefact, artefacts_of
-from .calibration import expected_error
+from .calibration import coverage, expected_error, reliability
 from .challenges import CHALLENGES, SEVERITIES, apply
 from .paired import mcnemar
 
@@ -106,6 +106,7 @@ def _rows(
         paired = mcnemar(float_right, right)
         low, high = wilson(int(right.sum()), len(labels))
         drop = 100 * float(float_right.mean() - right.mean())
+        chances = probabilities(scores, artefact.contract)
         flips = np.flatnonzero(decided[-1] != decided[0])
         change = [
             int(right[labels == number].sum()) - int(float_right[labels == number].sum())
@@ -126,9 +127,9 @@ def _rows(
                 "mcnemar_p": paired.p,
                 "per_class_change": change,
                 "flips": [int(image) for image in flips],
-                "calibration_error": expected_error(
-                    probabilities(scores, artefact.contract), labels
-                ),
+                "calibration_error": expected_error(chances, labels),
+                "reliability": reliability(chances, labels),
+                "coverage": coverage(chances, labels),
             }
         )
     return rows

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
+import json
+import math
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from deploy.runner.contract import PRECISIONS
+
+from .. import __version__, program
+from ..data import dataset_of
+from ..errors import BadInput
+from ..export import CALIBRATION, contract_of
+from ..run_folder import RunFolder
 
 BINS = 15
+THRESHOLDS = (0.0, 0.5, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
+LEAST, MOST = 0.05, 20.0  # temperatures; beyond is no calibration, but a network that says nothing
 
 Array = npt.NDArray[Any]
 
@@ -42,3 +56,76 @@ def expected_error(chances: Array, labels: Array) -> float:
         if row["images"]
     ]
     return float(sum(off) / len(labels))
+
+
+def coverage(chances: Array, labels: Array) -> list[dict[str, Any]]:
+    """For each of THRESHOLDS, as `predict --reject` takes them: the part of the images that is then
+    answered, and how much of that is right (None where nothing is).
+    """
+    sure, right = chances.max(axis=1), chances.argmax(axis=1) == labels
+    rows = []
+    for threshold in THRESHOLDS:
+        answered = sure >= threshold
+        share = float(right[answered].mean()) if answered.any() else None
+        rows.append({"reject": threshold, "answered": float(answered.mean()), "accuracy": share})
+    return rows
+
+
+def fitted_temperature(scores: Tensor, labels: Tensor) -> float:
+    """The temperature of the smallest cross-entropy, with three digits. `scores` N x classes.
+
+    The loss is convex in 1 / T, so bisection by its slope finds the one minimum (Guo et al. 2017).
+    """
+    scores = scores.double()
+
+    def slope(inverse: float) -> float:
+        factor = torch.tensor(inverse, dtype=torch.double, requires_grad=True)
+        nn.functional.cross_entropy(scores * factor, labels).backward()
+        assert factor.grad is not None
+        return float(factor.grad)
+
+    low, high = 1 / MOST, 1 / LEAST
+    for _ in range(50):
+        middle = math.sqrt(low * high)
+        low, high = (low, middle) if slope(middle) > 0 else (middle, high)
+    return float(f"{1 / low:.3g}")
+
+
+def calibrate_run(run: RunFolder) -> dict[str, Any]:
+    """Fit each program's temperature on the validation images, for the contracts of what is
+    exported from now on. Returns and saves temperatures, and the calibration error on the test
+    images before and after. Raises Missing, and BadInput for a network that gives probabilities, or
+    makes no mistake on the validation images.
+    """
+    dataset = dataset_of(run)
+    report: dict[str, Any] = {}
+    images, truth = dataset.validation.images, dataset.validation.labels
+    names = [run.artefact(precision, "pt2") for precision in PRECISIONS]
+    names = [name for name in names if name in run.record["artefacts"] or "fp32" in name]
+    for name, precision in zip(names, PRECISIONS, strict=False):
+        module = program.load(run.need(name))
+        if contract_of(run, module, precision).scores != "logits":
+            raise BadInput(
+                f"{run.model} ends in a softmax: it has no scores to divide by a temperature",
+                "leave the softmax out of the network; the runner takes it",
+            )
+        fit = program.run(module, images)[0]
+        if program.accuracy(fit, truth) == 1.0:
+            raise BadInput(
+                f"{name} is right on all {len(truth)} validation images: nothing says how sure it "
+                "may be",
+                "calibrate on more data, as mnist has",
+            )
+        temperature = fitted_temperature(fit, truth)
+        scores = program.run(module, dataset.test.images)[0].double()
+        labels = dataset.test.labels.numpy()
+        before, after = (
+            expected_error(torch.softmax(scores / each, dim=1).numpy(), labels)
+            for each in (1.0, temperature)
+        )
+        report[precision] = {"temperature": temperature, "before": before, "after": after}
+    with run.workspace() as work:
+        (work / CALIBRATION).write_text(json.dumps(report, indent=1) + "\n")
+        facts = {precision: row["temperature"] for precision, row in report.items()}
+        run.commit({CALIBRATION: work / CALIBRATION}, {"pipeline": __version__}, names, facts)
+    return report

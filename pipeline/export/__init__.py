@@ -28,6 +28,18 @@ FORMATS = (*EXPORTERS, "c")  # C is generated from the ONNX file
 BUILT = ("*.o", "*classify", "*libmodel.so", "fuzz-*")  # what make leaves in a folder of C
 
 
+CALIBRATION = "calibration.json"
+
+
+def temperature_of(run: RunFolder, precision: str) -> float:
+    """What `pipeline calibrate` found for this very program; 1 where it has not run since."""
+    entry = run.record["artefacts"].get(CALIBRATION)
+    program_name = run.artefact(precision, "pt2")
+    if entry is None or entry["inputs"].get(program_name) != run.entry(program_name)["sha256"]:
+        return 1.0
+    return float(entry["facts"][precision])
+
+
 def contract_of(run: RunFolder, module: fx.GraphModule, precision: str) -> Contract:
     """The contract of a run's program in this precision; scales are read off the program."""
     training = run.training
@@ -48,6 +60,7 @@ def contract_of(run: RunFolder, module: fx.GraphModule, precision: str) -> Contr
         output=Quantization(*program.quantization_of(module, final)) if first else None,
         program_sha256=run.entry(run.artefact(precision, "pt2"))["sha256"],
         pipeline_version=__version__,
+        temperature=temperature_of(run, precision),
     )
 
 
@@ -62,13 +75,15 @@ def export_run(
     from ..quantize import quantize_run
 
     made: dict[str, bool] = {}
-    config: dict[str, Any] = {"pipeline": __version__}
     for precision in precisions:
         source = run.artefact(precision, "pt2")
         if precision == "int8" and source not in run.record["artefacts"]:
             quantize_run(run)
         module = program.load(run.need(source))
         contract = contract_of(run, module, precision)
+        config: dict[str, Any] = {"pipeline": __version__}
+        if contract.temperature != 1.0:
+            config["temperature"] = contract.temperature
         for name in formats:
             if name not in EXPORTERS:
                 made = export_run(run, ("onnx",), (precision,)) | made

@@ -32,6 +32,7 @@ CONTENTS = {
     "quantization": "Quantization",
     "parity": "Parity",
     "runtimes": "Formats and runtimes",
+    "evaluation": "Calibration",
     "challenges": "Challenges",
     "provenance": "Provenance",
 }
@@ -81,7 +82,7 @@ def _template(name: str) -> Template:
 
 
 def _sections(facts: dict[str, Any]) -> dict[str, Any]:
-    return {name: facts.get(name) for name in (*CONTENTS, "self_check", "evaluation")}
+    return {name: facts.get(name) for name in (*CONTENTS, "self_check")}
 
 
 def model_card(facts: dict[str, Any]) -> str:
@@ -116,8 +117,12 @@ def _drawings(facts: dict[str, Any], seen: Observations) -> dict[str, Any]:
     network, parity = facts.get("network"), facts.get("parity")
     rows = facts.get("runtimes", {}).get("latencies", [])
     steps = parity["tables"].get("int8") if parity else None
-    challenges = facts.get("challenges")
+    challenges, evaluation = facts.get("challenges"), facts.get("evaluation")
+    programs = [
+        row for row in (evaluation or {}).get("artefacts", ()) if row["file"].endswith(".pt2")
+    ]
     return {
+        "calibration": figures.calibration(programs) if programs else None,
         "challenges": figures.challenge_curves(challenges) if challenges else None,
         "fields": figures.receptive_fields(image, network["layers"]) if network else None,
         "curves": figures.learning_curves(facts["training"]["history"]),

@@ -231,3 +231,28 @@ def challenge_curves(record: Record) -> Markup:
         grid.flat[0].legend(fontsize=8)
         drawing.supylabel("accuracy (%)", fontsize=9)
     return svg(drawing, f"Accuracy of the programs under {len(record['table'])} challenges.")
+
+
+def calibration(rows: Sequence[Record]) -> Markup:
+    """Of the programs: how often answers of a confidence are right, and what rejecting does."""
+    with styled():
+        drawing = figure(7.5, 3.0)
+        sure, rejected = drawing.subplots(1, 2)
+        sure.plot([0, 100], [0, 100], color=GREY, lw=1)
+        for row in rows:
+            colour = OF_PRECISION[row["precision"]]
+            bins = [each for each in row["reliability"] if each["images"]]
+            confidence = [100 * each["confidence"] for each in bins]
+            right = [100 * each["accuracy"] for each in bins]
+            label = f"{row['precision']}, ECE {100 * row['calibration_error']:.2f} %"
+            sure.plot(confidence, right, "o-", color=colour, ms=3, label=label)
+            known = [each for each in row["coverage"] if each["accuracy"] is not None]
+            answered = [100 * each["answered"] for each in known]
+            error = [100 * (1 - each["accuracy"]) for each in known]
+            rejected.plot(answered, error, "o-", color=colour, ms=3, label=row["precision"])
+        sure.set(xlabel="probability of the answer (%)", ylabel="answers that are right (%)")
+        rejected.set(xlabel="images answered (%)", ylabel="wrong of those (%)", ylim=(0, None))
+        sure.legend(fontsize=8)
+        for axes in (sure, rejected):
+            axes.grid(visible=True)
+    return svg(drawing, "Reliability of the probabilities, and errors among what is answered.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import platform
-from ctypes import CFUNCTYPE, POINTER, c_char_p, c_float, c_int, c_size_t, c_void_p
+from ctypes import CFUNCTYPE, POINTER, c_char_p, c_double, c_float, c_int, c_size_t, c_void_p
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,7 @@ class Model(ctypes.Structure):
         ("width", c_int),
         ("preparation", c_int),
         ("probabilities", c_int),
+        ("temperature", c_double),
         ("values", POINTER(Value)),
         ("value_count", c_int),
         ("layers", POINTER(Layer)),
