@@ -221,6 +221,13 @@ class RunFolder:
         if found <= {RECORD, METRICS, EVENTS} and not self.record["artefacts"]:
             shutil.rmtree(self.path)
 
+    def remove_leftovers(self) -> None:
+        """Take away what a kill has left half-written."""
+        for path in self.path.glob(".*.tmp*"):
+            path.unlink(missing_ok=True)
+        for path in self.path.glob(".work-*"):
+            shutil.rmtree(path, ignore_errors=True)
+
     def artefact(self, precision: str, kind: str) -> str:
         """The file name MODEL-PRECISION.KIND; C is a folder, MODEL-PRECISION-c."""
         return f"{self.model}-{precision}{'-' if kind in FOLDERS else '.'}{kind}"

@@ -62,8 +62,7 @@ def train_run(
 
                 check(frozen)
             known = checkpoint.read(path).history if resume else []
-            for left in run.path.glob(f".{Path(CHECKPOINT).stem}.*"):  # by a kill while writing
-                left.unlink(missing_ok=True)
+            run.remove_leftovers()
             if not resume:  # what is left of another training must not be gone on with
                 path.unlink(missing_ok=True)
             origin = _origin(network, dataset)
