@@ -26,6 +26,7 @@ debian() { # folder's name, architecture, release or "", packages, function that
     : >"$work/status"
     sources=
     if [ -n "$3" ]; then # from the same archive as this machine's
+        # shellcheck disable=SC2016 # apt reads that
         archive=$(apt-get indextargets --format '$(SITE)' 2>/dev/null | grep -m1 '/debian/*$' || true)
         echo "deb [signed-by=$keys] $archive $3 main" >"$work/sources"
         sources="-o Dir::Etc::sourcelist=$work/sources -o Dir::Etc::sourceparts=/dev/null"
@@ -47,6 +48,7 @@ unpack() ( # work folder, function that ends it
     mkdir -p "$1/unpacked/usr/bin" "$1/unpacked/usr/sbin" "$1/unpacked/usr/lib" "$1/unpacked/usr/lib64"
     cd "$1/unpacked"
     ln -s usr/bin usr/sbin usr/lib usr/lib64 .
+    # shellcheck disable=SC2231 # a pattern
     for package in ../cache/archives/${only:-}*.deb; do
         dpkg-deb --fsys-tarfile "$package" |
             tar --extract --keep-directory-symlink ${part:+--wildcards "$part"} || exit 1
@@ -67,7 +69,7 @@ debian arm64 arm64 '' "$of_board" python
 debian armhf armhf '' "$of_board" python
 debian arm64-bullseye arm64 bullseye "$of_board" python
 debian arm64-trixie arm64 trixie "$of_board" python
-only=linux-image-[0-9] part='./boot/vmlinuz*'
+only='linux-image-[0-9]' part='./boot/vmlinuz*'
 debian kernel arm64 '' linux-image-arm64 :
 only='' part=''
 if command -v qemu-system-aarch64 >/dev/null; then
