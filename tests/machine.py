@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from emulation import DEBIAN, debian
 
-LONGEST = 300  # seconds
+LONGEST = 600  # seconds
 # What no program here reads; there are 256 MB for the files, packed and unpacked, and for the rest.
 LEFT_OUT = (
     "share",
