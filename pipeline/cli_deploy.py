@@ -77,7 +77,7 @@ def _deploy_one(host: str, options: dict[str, Any]) -> None:
     order = order_of(options, target, system)
     python = not options["no_python"]
     installation = installation_of(run, order, python, options["prefix"], options["count"])
-    archive = run.path / bundle_name(run, target)
+    archive = run.path / bundle_name(run, order.place)
     if options["dry_run"]:
         for command in commands(device, installation, archive):
             click.echo(shlex.join(command))
@@ -128,7 +128,7 @@ def _deploy_fleet(inventory: Path, options: dict[str, Any]) -> None:
         installation = installation_of(
             run, orders[host], python, options["prefix"], options["count"]
         )
-        plans[host] = Plan(installation, run.path / bundle_name(run, target))
+        plans[host] = Plan(installation, run.path / bundle_name(run, orders[host].place))
     if options["dry_run"]:
         print_json(playbook(plans))
         return

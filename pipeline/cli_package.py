@@ -73,7 +73,7 @@ def package(as_json: bool, **options: Any) -> None:
     key = signing_key(options["sign"]) if options["sign"] is not None else None
     run = RunFolder.open(options["run_name"])
     made = package_run(run, order, key, on_note=say)
-    path = run.path / bundle_name(run, target, order.kind)
+    path = run.path / bundle_name(run, order.place, order.kind)
     size = run.entry(path.name)["bytes"]
     if as_json:
         print_json({"run": run.name, "file": str(path), "made": made, "bytes": size})

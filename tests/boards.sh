@@ -1,61 +1,79 @@
 #!/bin/sh
 # Debian for ARM boards, with Python and NumPy, unpacked below a folder: tests change their root into
 # it. Nothing is installed and no root is needed: apt has a state of its own there, and dpkg-deb
-# unpacks. Packages' own scripts do not run; what is needed of them is at the end.
+# unpacks. Packages' own scripts do not run; what is needed of them is in `python`.
 #
-#   boards.sh FOLDER     makes FOLDER/arm64/usr and FOLDER/armhf/usr, of this machine's release, and
-#                        FOLDER/arm64-bullseye and -trixie, with an older and a newer Python
+#   boards.sh FOLDER     makes in FOLDER
+#       arm64 armhf              of this machine's release
+#       arm64-bullseye -trixie   with an older and a newer Python
+#       kernel machine           a kernel for arm64, and QEMU for a whole machine, unless it is here
 set -eu
 
-packages='python3-minimal python3 libstdc++6 libgomp1 python3-numpy python3-venv dash coreutils sed grep'
 keys=/usr/share/keyrings/debian-archive-keyring.gpg
 
 mkdir -p "$1"
 boards=$(realpath "$1")
-for name in arm64 armhf arm64-bullseye arm64-trixie; do
-    case $name in
-    arm64*) libraries=usr/lib/aarch64-linux-gnu ;;
-    *) libraries=usr/lib/arm-linux-gnueabihf ;;
-    esac
-    architecture=${name%-*}
-    root=$boards/$name
+
+debian() { # folder's name, architecture, release or "", packages, function that ends it
+    root=$boards/$1
     if [ -d "$root" ]; then
-        echo "Debian for $name is here"
-        continue
+        echo "Debian's $1 is here"
+        return
     fi
-    work=$boards/.$name
+    work=$boards/.$1 unpacked=$boards/.$1/unpacked
     rm -rf "$work"
-    mkdir -p "$work/state/lists/partial" "$work/cache/archives/partial" "$work/unpacked/usr/bin" "$work/unpacked/usr/sbin"
-    mkdir -p "$work/unpacked/usr/lib"
+    mkdir -p "$work/state/lists/partial" "$work/cache/archives/partial"
     : >"$work/status"
     sources=
-    if [ "$name" != "$architecture" ]; then # from the same archive as this machine's
+    if [ -n "$3" ]; then # from the same archive as this machine's
+        # shellcheck disable=SC2016 # apt reads that
         archive=$(apt-get indextargets --format '$(SITE)' 2>/dev/null | grep -m1 '/debian/*$' || true)
-        echo "deb [signed-by=$keys] $archive ${name#*-} main" >"$work/sources"
+        echo "deb [signed-by=$keys] $archive $3 main" >"$work/sources"
         sources="-o Dir::Etc::sourcelist=$work/sources -o Dir::Etc::sourceparts=/dev/null"
     fi
-    ln -s usr/bin usr/sbin usr/lib "$work/unpacked"
-    apt() {
-        # shellcheck disable=SC2086 # options
-        apt-get $sources -qq -o Dir::State="$work/state" -o Dir::State::status="$work/status" -o Dir::Cache="$work/cache" \
-            -o APT::Architecture="$architecture" -o APT::Architectures="$architecture" \
-            -o APT::Sandbox::User="$(id -un)" -o Acquire::Languages=none "$@"
-    }
+    options="-qq -o Dir::State=$work/state -o Dir::State::status=$work/status -o Dir::Cache=$work/cache"
+    options="$options -o APT::Architecture=$2 -o APT::Architectures=$2 -o Acquire::Languages=none"
+    options="$options -o APT::Sandbox::User=$(id -un) $sources"
     # An update that fails in part leaves lists that may do: the next command decides.
-    apt update >"$work/log" 2>&1 || true
     # shellcheck disable=SC2086 # words
-    if apt --yes --no-install-recommends --download-only install $packages >>"$work/log" 2>&1 &&
-        (for package in "$work"/cache/archives/*.deb; do
-            dpkg-deb --fsys-tarfile "$package" 2>>"$work/log" |
-                tar --extract --keep-directory-symlink --directory "$work/unpacked" 2>>"$work/log" || exit 1
-        done); then
-        for library in blas lapack; do # update-alternatives would
-            ln -s "$library/lib$library.so.3" "$work/unpacked/$libraries/lib$library.so.3"
-        done
-        mv "$work/unpacked" "$root"
-        echo "Debian for $name is in $root"
-    else
-        echo "no Debian for $name ($(tail -n1 "$work/log")): what needs it is skipped"
-    fi
+    {
+        apt-get $options update >"$work/log" 2>&1 || true
+        apt-get $options --yes --no-install-recommends --download-only install $4 >>"$work/log" 2>&1
+    } && unpack "$work" "$5" 2>>"$work/log" && mv "$unpacked" "$root" && echo "Debian's $1 is in $root" ||
+        echo "no $1 of Debian ($(tail -n1 "$work/log")): what needs it is skipped"
     rm -rf "$work"
-done
+}
+
+unpack() ( # work folder, function that ends it
+    mkdir -p "$1/unpacked/usr/bin" "$1/unpacked/usr/sbin" "$1/unpacked/usr/lib" "$1/unpacked/usr/lib64"
+    cd "$1/unpacked"
+    ln -s usr/bin usr/sbin usr/lib usr/lib64 .
+    # shellcheck disable=SC2231 # a pattern
+    for package in ../cache/archives/${only:-}*.deb; do
+        dpkg-deb --fsys-tarfile "$package" |
+            tar --extract --keep-directory-symlink ${part:+--wildcards "$part"} || exit 1
+    done
+    $2
+)
+
+python() { # what update-alternatives would do
+    for library in blas lapack; do
+        for folder in usr/lib/*/"$library"; do
+            ln -s "$library/lib$library.so.3" "$folder/../lib$library.so.3"
+        done
+    done
+}
+
+of_board='python3-minimal python3 libstdc++6 libgomp1 python3-numpy python3-venv dash coreutils sed grep'
+debian arm64 arm64 '' "$of_board" python
+debian armhf armhf '' "$of_board" python
+debian arm64-bullseye arm64 bullseye "$of_board" python
+debian arm64-trixie arm64 trixie "$of_board" python
+only='linux-image-[0-9]' part='./boot/vmlinuz*'
+debian kernel arm64 '' linux-image-arm64 :
+only='' part=''
+if command -v qemu-system-aarch64 >/dev/null; then
+    echo "QEMU for a whole machine is here"
+else
+    debian machine "$(dpkg --print-architecture)" '' qemu-system-arm :
+fi

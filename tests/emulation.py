@@ -11,6 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import certifi
 import pytest
 
 from pipeline.package.toolchain import BOARDS, QEMU, emulator
@@ -110,6 +111,8 @@ def board_root(board: str, folder: Path, release: str = "") -> Path:
     for name in ("bin", "lib", "sbin"):
         (folder / name).symlink_to(f"usr/{name}")
     (folder / "debian").symlink_to(debian(board, release))
+    (folder / "etc" / "ssl" / "certs").mkdir(parents=True)  # where Debian's pip looks, even offline
+    shutil.copy(certifi.where(), folder / "etc" / "ssl" / "certs" / "ca-certificates.crt")
     part, features, name = PROCESSORS[board]
     lines = f"processor\t: 0\nFeatures\t: {features}\nCPU implementer\t: 0x41\nCPU part\t: {part}\n"
     (folder / "proc" / "cpuinfo").write_text(lines)

@@ -223,6 +223,17 @@ def test_usage_and_missing_files(
     assert done.stderr.count("\n") == 1
 
 
+def test_after_two_dashes_a_file_may_be_called_like_an_option(
+    folder: Path, pictures: list[Path], tmp_path: Path
+) -> None:
+    (tmp_path / "--top").write_bytes(pictures[0].read_bytes())
+    command = [str(folder / "classify"), "--json", "--", "--top"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=True)
+    (wanted,) = json.loads(classify(folder, "--json", pictures[0]).stdout)["answers"]
+    assert json.loads(done.stdout)["answers"] == [{**wanted, "file": "--top"}]
+    assert "a file of that name follows --" in classify(folder, "--tip").stderr
+
+
 def test_a_full_disk_is_an_error(folder: Path) -> None:
     with Path("/dev/full").open("wb") as full:
         done = subprocess.run(

@@ -295,6 +295,20 @@ def test_a_dry_run_prints_the_commands_and_does_nothing(trained: Path) -> None:
     assert (trained / "small" / "run.json").read_bytes() == record
 
 
+def test_what_does_not_answer_is_asked_once(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = tmp_path / "asked"
+    (tmp_path / "ssh").write_text(
+        f"#!/bin/sh\necho x >>{shlex.quote(str(asked))}\necho timed out >&2\nexit 255\n"
+    )
+    (tmp_path / "ssh").chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+    done = deploy(packed, "kitchen")
+    assert done.returncode == 4 and "it does not answer" in done.stderr
+    assert asked.read_text() == "x\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -463,3 +477,16 @@ def test_an_inventory_is_printed_as_a_playbook(trained: Path, tmp_path: Path) ->
     (play,) = json.loads(done.stdout)
     assert list(play["vars"]["devices"]) == ["attic", "shed"]
     assert play["serial"] == 1 and play["any_errors_fatal"] is True
+
+
+def test_devices_of_two_releases_get_a_bundle_each(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "boards.ini").write_text("attic pipeline_os=trixie\nshed\n")
+    inventory = ["--inventory", str(tmp_path / "boards.ini"), "--target", "pi-4", "--dry-run"]
+    done = pipeline("deploy", "--run", "small", *inventory, runs=trained)
+    assert done.returncode == 0, done.stderr
+    devices = json.loads(done.stdout)[0]["vars"]["devices"]
+    archives = {host: Path(known["archive"]).name for host, known in devices.items()}
+    assert archives == {
+        "attic": "lenet5-classic-pi-4-trixie-bundle.tar.gz",
+        "shed": "lenet5-classic-pi-4-bundle.tar.gz",
+    }

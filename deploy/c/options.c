@@ -19,6 +19,7 @@ void options_help(void)
          "  --bench      measure the time of an inference; --count N of them (default 1000)\n"
          "  --version    the model, and the instruction sets that work here\n"
          "  -h, --help   this text\n"
+         "  --           what follows is files, also one whose name begins with -\n"
          "\n"
          "Exit codes: 0 fine, 1 selftest failed, 2 usage, 3 bad input, 4 something is missing.");
 }
@@ -74,7 +75,7 @@ static int parse_one(int count, char **arguments, int *at, struct options *optio
         if ((options->count = number_of(value_of(count, arguments, at))) == 0)
             return usage("--count needs a whole number above 0", "", "give it, as in --count 1000");
     } else {
-        return usage("unknown option", name, "see classify --help");
+        return usage("unknown option", name, "see classify --help; a file of that name follows --");
     }
     return 0;
 }

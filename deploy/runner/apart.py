@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from .backends import BACKENDS
 from .bundle import RUNNER, Bundle
@@ -35,6 +35,14 @@ class Choice:
         return f"--runtime {self.runtime} --precision {self.precision} --threads {self.threads}"
 
 
+class Answer(NamedTuple):
+    """What a process printed, or None and why it printed nothing; `crashed`: by a signal."""
+
+    document: Any
+    reason: str = ""
+    crashed: bool = False
+
+
 def choices(bundle: Bundle, runtime: str | None, precision: str | None) -> list[Choice]:
     """Every runtime that the bundle has a file for, in every precision; or only those named."""
     return [
@@ -51,11 +59,8 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run_apart(bundle: Bundle, command: str, choice: Choice, *options: str) -> tuple[Any, str]:
-    """The JSON document that `command` prints and "", or None and why there is none.
-
-    A failed selftest prints its document, too.
-    """
+def run_apart(bundle: Bundle, command: str, choice: Choice, *options: str) -> Answer:
+    """The JSON document that `command` prints. A failed selftest prints its document, too."""
     runner = [sys.executable, str(bundle.folder / RUNNER), command]
     where = ["--bundle", str(bundle.folder), "--json", *options]
     try:
@@ -67,12 +72,12 @@ def run_apart(bundle: Bundle, command: str, choice: Choice, *options: str) -> tu
             check=False,
         )
     except subprocess.TimeoutExpired:
-        return None, f"no answer in {LONGEST} s"
+        return Answer(None, f"no answer in {LONGEST} s")
     if done.returncode < 0:
         number = -done.returncode
         meaning = MEANINGS.get(signal.Signals(number), CRASHED)
-        return None, f"{meaning} ({signal.Signals(number).name})"
+        return Answer(None, f"{meaning} ({signal.Signals(number).name})", crashed=True)
     if done.returncode > 1 or not done.stdout:
         said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
-        return None, said.removeprefix("error: ")
-    return json.loads(done.stdout), ""
+        return Answer(None, said.removeprefix("error: "))
+    return Answer(json.loads(done.stdout))

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from . import camera
-from .apart import CRASHED, MEANINGS, choices, run_apart
+from .apart import Answer, choices, run_apart
 from .bundle import Bundle
 from .selftest import UNITS
 
@@ -130,12 +130,12 @@ def _runtimes(bundle: Bundle) -> Iterator[Finding]:
     """Each runtime repeats the golden vectors, in a process of its own."""
     for choice in choices(bundle, None, None):
         what = f"runtime {choice.runtime} {choice.precision}"
-        results, reason = run_apart(bundle, "selftest", choice)
-        if results is None:
-            found, _, mend = reason.partition("; ")
-            yield Finding(what, NOTE, found, _mend(bundle, choice.runtime, found) or mend)
+        answer = run_apart(bundle, "selftest", choice)
+        if answer.document is None:
+            found, _, mend = answer.reason.partition("; ")
+            yield Finding(what, NOTE, found, _mend(bundle, choice.runtime, answer) or mend)
             continue
-        (result,) = results
+        (result,) = answer.document
         unit = UNITS[choice.precision]
         found = f"{result['runtime']}: at most {result['largest']:.3g} {unit} off"
         if result["passed"]:
@@ -144,14 +144,14 @@ def _runtimes(bundle: Bundle) -> Iterator[Finding]:
             yield Finding(what, WRONG, found, f"do not use --runtime {choice.runtime} here")
 
 
-def _mend(bundle: Bundle, runtime: str, found: str) -> str:
+def _mend(bundle: Bundle, runtime: str, answer: Answer) -> str:
     """What mends a runtime that gives no answer, "" where its own message says so."""
     if runtime == "c":
         return "make the bundle with the --target of this board"
     file = bundle.folder / f"requirements-{runtime}.txt"
-    if found.startswith((CRASHED, *MEANINGS.values())):
+    if answer.crashed:
         return f"do not use --runtime {runtime} here"
-    if "not installed" not in found or not file.is_file():
+    if "not installed" not in answer.reason or not file.is_file():
         return ""
     wheels = bundle.folder / "wheels"
     offline = f"--no-index --find-links {wheels} " if wheels.is_dir() else ""

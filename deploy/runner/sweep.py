@@ -46,7 +46,8 @@ def sweep(
     for choice in choices(bundle, runtime, precision):
         for number in [threads] if threads else thread_counts(choice.runtime):
             one = replace(choice, threads=number)
-            rows.append(Row(one, *run_apart(bundle, "bench", one, "--count", str(count))))
+            answer = run_apart(bundle, "bench", one, "--count", str(count))
+            rows.append(Row(one, answer.document, answer.reason))
             on_row(rows[-1])
             if rows[-1].timing is None:
                 break  # more threads do not mend it

@@ -42,7 +42,7 @@ def installation_of(
 ) -> Installation:
     """The way of the run's bundle. Raises UsageError."""
     assert order.place is not None
-    stem = bundle_stem(run, order.place.name)
+    stem = bundle_stem(run, order.place)
     python = python and bool(order.runtimes)
     return Installation(stem, install_name(run), python, prefix, count)
 
@@ -65,9 +65,11 @@ def deploy(
     it: what was installed before is as it was unless the step "install" was done.
     """
     reports: dict[str, Any] = {}
+    on_step(installation.prepare.name)
+    _, error = device.attempt(installation.prepare.command)
+    if error is not None:  # nothing is there to be tidied up, and perhaps no device that answers
+        return Deployed(reports, error)
     try:
-        on_step(installation.prepare.name)
-        device.run(installation.prepare.command)
         on_step(COPY)
         device.copy(archive, installation.archive)
         for step in installation.rest:
@@ -104,5 +106,5 @@ def keep_report(run: RunFolder, host: str, order: Order, deployed: Deployed) -> 
     name = report_name(host)
     with run.workspace() as work:
         (work / name).write_text(json.dumps(facts | deployed.reports, indent=1) + "\n")
-        run.commit({name: work / name}, {"host": host}, [bundle_name(run, order.place.name)])
+        run.commit({name: work / name}, {"host": host}, [bundle_name(run, order.place)])
     return run.path / name

@@ -64,7 +64,7 @@ def package_run(
     """
     order = order or Order()
     place = order.place
-    target = bundle_name(run, place.name if place else None, order.kind)
+    target = bundle_name(run, place, order.kind)
     models = [
         run.artefact(precision, name)
         for precision in order.precisions
@@ -174,7 +174,7 @@ def _accompany(
         contents[f"{package_name(run)}.service"] = unit
     wheels = wheels_of(requirements.values())
     contents["NOTICES"] = notices(linked, wheels)
-    name = bundle_stem(run, place.name if place else None)
+    name = bundle_stem(run, place)
     contents[SBOM] = sbom(name, shipped, contents, linked, wheels)
 
 

@@ -90,14 +90,14 @@ class Order:
         return [n for n, b in BACKENDS.items() if b.SUFFIX[1:] in self.formats and n in there]
 
 
-def bundle_stem(run: RunFolder, target: str | None = None) -> str:
+def bundle_stem(run: RunFolder, place: Place | None = None) -> str:
     """The name of a bundle and of the folder in it."""
-    return f"{run.model}-{target}-bundle" if target else f"{run.model}-bundle"
+    return f"{run.model}-{place.label}-bundle" if place else f"{run.model}-bundle"
 
 
-def bundle_name(run: RunFolder, target: str | None = None, kind: str = KINDS[0]) -> str:
+def bundle_name(run: RunFolder, place: Place | None = None, kind: str = KINDS[0]) -> str:
     """The archive's file name in the run folder."""
-    return f"{bundle_stem(run, target)}.{kind}"
+    return f"{bundle_stem(run, place)}.{kind}"
 
 
 def install_name(run: RunFolder) -> str:

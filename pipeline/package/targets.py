@@ -23,6 +23,7 @@ class Newest(NamedTuple):
 
 
 PYTHONS = {"bookworm": "3.11", "trixie": "3.13"}  # of Raspberry Pi OS, by its release
+DEFAULT = "bookworm"
 LIBCS = {"bookworm": 36, "trixie": 41}  # glibc 2.x of these, which decides the wheels that fit
 LAST = (3, 11)  # Python that tflite-runtime has wheels for
 FORMATS = {"litert": "tflite", "tflite-runtime": "tflite", "onnxruntime": "onnx"}
@@ -80,6 +81,11 @@ class Place:
     libc: int
 
     @property
+    def label(self) -> str:
+        """What files for it are called: with the release, unless it is that of `place_of`."""
+        return f"{self.name}-{self.system}" if self.system not in ("", DEFAULT) else self.name
+
+    @property
     def runtimes(self) -> tuple[str, ...]:
         """The runtimes that have wheels for it."""
         found = RUNTIMES.get(self.target.wheels, ())
@@ -128,7 +134,7 @@ def place_of(name: str, system: str | None = None) -> Place:
         libc = platform.libc_ver()[1].rpartition(".")[2]
         python = f"{sys.version_info.major}.{sys.version_info.minor}"
         return Place(name, "", target, python, int(libc or 0))
-    system = system or "bookworm"
+    system = system or DEFAULT
     if system not in PYTHONS:
         raise unknown("system", system, PYTHONS)
     return Place(name, system, target, PYTHONS[system], LIBCS[system])
