@@ -220,7 +220,7 @@ def test_a_bundle_lists_its_parts_with_their_hashes(packed: Path) -> None:
     for name in ("lenet5-classic-int8.so", "runner.pyz", "classify"):
         assert parts[name]["hashes"] == [{"alg": "SHA-256", "content": manifest["files"][name]}]
     library = platform.libc_ver()[0] or "musl"
-    assert parts[library]["description"] == "linked into classify"
+    assert parts[library]["description"] == "inside of classify"
     assert f"classify contains {library}" in contents["NOTICES"].decode()
 
 

@@ -23,7 +23,13 @@ from .archive import (
     digests,
 )
 from .contents import golden_vectors, installer, readme, requirements_of, zipapp
-from .licences import linked_into, notices, our_licence, wheels_of
+from .licences import (
+    linked_into,
+    notices,
+    our_licence,
+    packed_with_the_runner,
+    wheels_of,
+)
 from .native import CLASSIFY, library_name, native_files, try_out
 from .order import PACKED, Order, bundle_name, bundle_stem, install_name, package_name
 from .sbom import SBOM, sbom
@@ -165,9 +171,9 @@ def _accompany(
         found = wheelhouse(requirements, place)
         contents |= {f"wheels/{name}": wheel for name, wheel in found.items()}
     contents |= {"README.md": readme(run, order, folders), "LICENSE": our_licence()}
-    linked = []
+    linked = [packed_with_the_runner()] if order.has_python else []
     if place is not None and order.is_native:
-        linked = linked_into(place)
+        linked += linked_into(place)
         contents[INSTALL] = installer(run, place, order)
         folder = f"%h/.local/share/{install_name(run)}/current/bundle"
         unit = service(run.model, folder, of_user=True)
