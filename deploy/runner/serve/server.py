@@ -79,7 +79,7 @@ class Server:
             max_request_body_size=max_bytes + 1,
             max_request_header_size=16384,
             channel_timeout=SILENCE,
-            cleanup_interval=5,
+            cleanup_interval=1,
             ident=None,
             log_socket_errors=False,
         )

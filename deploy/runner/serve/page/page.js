@@ -6,7 +6,7 @@ const ink = find("ink").getContext("2d", { willReadFrequently: true });
 const pen = find("pen").getContext("2d");
 const SIDE = 280; // pixels of the drawing area
 const LONGEST = 640; // pixels of a photograph's longer side: far more than any network here looks at
-const WIDTH = 20; // pixels of a stroke
+const WIDTH = 26; // pixels of a stroke
 const STEP = 8; // pixels that an arrow key moves the pen
 
 let busy = false; // one request at a time
@@ -279,5 +279,6 @@ async function start() {
   find("model").textContent = `Trained on ${model.dataset}, ${model.precision}; runs with ${model.runtime}`;
   find("size").textContent = model.input_shape.join(" × ");
   model.labels.forEach(addScore);
+  find("camera").hidden = !navigator.maxTouchPoints; // elsewhere it would be the other button again
 }
 start().catch(() => complain("The device does not answer"));
