@@ -150,7 +150,7 @@ BAD = {
         png_of(8000, 6000),
         "image/png",
         422,
-        "8000 x 6000 pixels",
+        "8000 x 6000",
     ),
     "a small bomb": ("POST", "/predict", b"P5 2001 2000 255\n", "", 422, "2001 x 2000 pixels"),
     "raw of another size": ("POST", "/predict", bytes(783), RAW, 422, "the input has 784"),

@@ -144,12 +144,13 @@ class Application:
         length = int(environ.get("CONTENT_LENGTH") or 0)
         if length > self._max_bytes:
             raise Refused(HTTPStatus.REQUEST_ENTITY_TOO_LARGE, too_large(self._max_bytes))
-        asked = parse_qs(environ.get("QUERY_STRING", "")).get("layers", ["0"])[-1]
-        if asked not in ("0", "1"):
-            raise Refused(HTTPStatus.BAD_REQUEST, "layers is 0 or 1")
+        query = parse_qs(environ.get("QUERY_STRING", ""), keep_blank_values=True)
+        asked = query.get("layers", ["0"])
+        if asked not in (["0"], ["1"]):
+            raise Refused(HTTPStatus.BAD_REQUEST, "layers is 0 or 1, once")
         content = environ["wsgi.input"].read(length)
         try:
-            answer = self._classifier.answer(content, kind, asked == "1")
+            answer = self._classifier.answer(content, kind, asked == ["1"])
         except Missing as error:
             raise Refused(HTTPStatus.UNSUPPORTED_MEDIA_TYPE, str(error)) from error
         except BadInput as error:
