@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import shutil
@@ -27,7 +28,7 @@ from pipeline.package.archive import read_archive
 from pipeline.package.licences import WHEELS, wheels_of
 from pipeline.package.order import package_name
 from pipeline.package.sbom import sbom
-from pipeline.package.service import service
+from pipeline.package.service import service, serving
 from pipeline.run_folder import RunFolder
 
 NAME = "pi-lenet5-classic"
@@ -162,6 +163,26 @@ def test_systemd_takes_the_unit_of_a_deb(tmp_path: Path) -> None:
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert "DynamicUser=yes" in unit.read_text() and "multi-user.target" in unit.read_text()
+
+
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")
+def test_systemd_takes_the_unit_that_serves(tmp_path: Path) -> None:
+    unit = tmp_path / "serve.service"
+    unit.write_bytes(serving("lenet5", "pi-lenet5", "/opt/a/current/bundle"))
+    environment = {"HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path)}
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--user", str(unit)],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    text = unit.read_text()
+    for line in ("NoNewPrivileges=yes", "ProtectSystem=strict", "Restart=on-failure"):
+        assert f"\n{line}\n" in text
+    assert "\nExecStart=env ../venv/bin/python runner.pyz serve $OPTIONS\n" in text
+    assert "\nMemoryMax=" in text and "\nEnvironmentFile=-%E/pi-lenet5.env\n" in text
 
 
 # --- Notices and parts ----------------------------------------------------------------------------

@@ -152,7 +152,7 @@ BAD = {
         422,
         "8000 x 6000",
     ),
-    "a small bomb": ("POST", "/predict", b"P5 2001 2000 255\n", "", 422, "2001 x 2000 pixels"),
+    "a small bomb": ("POST", "/predict", b"P5 2501 1000 255\n", "", 422, "2501 x 1000 pixels"),
     "raw of another size": ("POST", "/predict", bytes(783), RAW, 422, "the input has 784"),
     "too large": ("POST", "/predict", bytes(MAX_BYTES + 1), RAW, 413, f"longer than {MAX_BYTES}"),
     "layers": ("POST", "/predict?layers=2", bytes(784), RAW, 400, "layers is 0 or 1"),

@@ -33,7 +33,7 @@ from .licences import (
 from .native import CLASSIFY, library_name, native_files, try_out
 from .order import PACKED, Order, bundle_name, bundle_stem, install_name, package_name
 from .sbom import SBOM, sbom
-from .service import service
+from .service import SERVE_UNIT, service, serving
 from .signature import check_signed, public_hex, signing_key
 from .targets import refuse_newer
 from .wheelhouse import wheelhouse
@@ -178,6 +178,8 @@ def _accompany(
         folder = f"%h/.local/share/{install_name(run)}/current/bundle"
         unit = service(run.model, folder, of_user=True)
         contents[f"{package_name(run)}.service"] = unit
+        if requirements:
+            contents[SERVE_UNIT] = serving(run.model, package_name(run), folder)
     wheels = wheels_of(requirements.values())
     contents["NOTICES"] = notices(linked, wheels)
     name = bundle_stem(run, place.name if place else None)

@@ -18,7 +18,7 @@ from ..images import Pixels, decode, prepare
 from ..scores import probabilities, real
 
 RAW = "application/octet-stream"
-MAX_PIXELS = 4_000_000  # about 250 MB while it is prepared: what a board with 512 MB can spare
+MAX_PIXELS = 2_500_000  # 200 MB while it is prepared: what a board with 512 MB can spare
 MAPPED_LAYERS = 4
 MAPPED_CHANNELS = 16
 
@@ -133,7 +133,7 @@ def _stretched(maps: npt.NDArray[Any]) -> Pixels:
     """The first channels of C x H x W as bytes: the least value of all is 0, the greatest 255."""
     shown = maps[:MAPPED_CHANNELS].astype(np.float64)
     shown = np.nan_to_num(shown - shown.min(), posinf=0.0)
-    return np.asarray(shown * (255 / (shown.max() or 1.0)), dtype=np.uint8)
+    return np.rint(shown * (255 / (shown.max() or 1.0))).astype(np.uint8)
 
 
 def _picture(pixels: Pixels) -> dict[str, Any]:
