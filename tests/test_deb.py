@@ -206,7 +206,7 @@ def test_every_wheel_of_the_requirements_has_the_licence_that_it_states_itself()
 
 
 SPDX = {"Apache-2.0", "MIT", "BSD-3-Clause", "BSD-2-Clause", "MPL-2.0", "PSF-2.0", "MIT-CMU"}
-SPDX |= {"LGPL-2.1-or-later", "LLVM-exception"}
+SPDX |= {"LGPL-2.1-or-later", "LLVM-exception", "ZPL-2.1"}
 COMPONENTS = {"application", "library", "machine-learning-model"}  # some of the schema's
 
 
