@@ -105,8 +105,9 @@ def draw(page, points):
 
 def settled(page):
     """The answer when nothing is sent any more."""
-    page.wait_for_function("!busy && !waiting && find('answer').textContent !== 'Nothing yet'")
-    return page.locator("#answer").inner_text()
+    answer = page.locator("#answer:not([aria-busy])", has_not_text="Nothing yet")
+    answer.wait_for()
+    return answer.inner_text()
 
 
 def opened(page, served):

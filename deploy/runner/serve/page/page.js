@@ -30,12 +30,14 @@ async function send(picture) {
   waiting = picture;
   if (busy) return;
   busy = true;
+  find("answer").setAttribute("aria-busy", "true"); // nothing is read aloud before the last answer
   while (waiting) {
     const body = waiting;
     waiting = null;
     await ask(body);
   }
   busy = false;
+  find("answer").removeAttribute("aria-busy");
 }
 
 async function ask(body) {
@@ -49,11 +51,13 @@ async function ask(body) {
   } catch {
     return complain("The device does not answer");
   }
-  find("entrance").hidden = response.status !== 401;
   if (response.status === 401) {
+    if (last) return; // a form that appears would move the paper under the stroke
     complain("Enter the token first");
+    find("entrance").hidden = false;
     return find("token").focus();
   }
+  find("entrance").hidden = true;
   if (!response.ok) return complain(said.error);
   show(said, performance.now() - begin);
 }
