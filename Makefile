@@ -55,10 +55,10 @@ emulators: .venv/installed
 
 # Two processes of one thread each: two threads each would slow one another many times over.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow and not emulated' --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow and not emulated and not browser' --numprocesses 2 --dist loadfile
 
 test-slow: install
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'slow or emulated' --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'slow or emulated or browser' --numprocesses 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff format --check .

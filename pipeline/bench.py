@@ -47,7 +47,7 @@ def bench_run(
         copy = RunFolder(work / run.name, deepcopy(run.record))
         shutil.copytree(run.path, copy.path)
         package_run(copy, order)
-        name = bundle_name(copy, order.place.name if order.place else None)
+        name = bundle_name(copy, order.place)
         with tarfile.open(copy.need(name)) as files:
             files.extractall(work, filter="data")
         bundle = Bundle.open(work / name.removesuffix(".tar.gz"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import re
 import shutil
@@ -27,7 +28,7 @@ from pipeline.package.archive import read_archive
 from pipeline.package.licences import WHEELS, wheels_of
 from pipeline.package.order import package_name
 from pipeline.package.sbom import sbom
-from pipeline.package.service import service
+from pipeline.package.service import service, serving
 from pipeline.run_folder import RunFolder
 
 NAME = "pi-lenet5-classic"
@@ -164,6 +165,26 @@ def test_systemd_takes_the_unit_of_a_deb(tmp_path: Path) -> None:
     assert "DynamicUser=yes" in unit.read_text() and "multi-user.target" in unit.read_text()
 
 
+@pytest.mark.skipif(shutil.which("systemd-analyze") is None, reason="there is no systemd-analyze")
+def test_systemd_takes_the_unit_that_serves(tmp_path: Path) -> None:
+    unit = tmp_path / "serve.service"
+    unit.write_bytes(serving("lenet5", "pi-lenet5", "/opt/a/current/bundle"))
+    environment = {"HOME": str(tmp_path), "XDG_RUNTIME_DIR": str(tmp_path)}
+    done = subprocess.run(
+        ["systemd-analyze", "verify", "--user", str(unit)],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    text = unit.read_text()
+    for line in ("NoNewPrivileges=yes", "ProtectSystem=strict", "Restart=on-failure"):
+        assert f"\n{line}\n" in text
+    assert "\nExecStart=env ../venv/bin/python runner.pyz serve $OPTIONS\n" in text
+    assert "\nMemoryMax=" in text and "\nEnvironmentFile=-%E/pi-lenet5.env\n" in text
+
+
 # --- Notices and parts ----------------------------------------------------------------------------
 
 
@@ -185,7 +206,7 @@ def test_every_wheel_of_the_requirements_has_the_licence_that_it_states_itself()
 
 
 SPDX = {"Apache-2.0", "MIT", "BSD-3-Clause", "BSD-2-Clause", "MPL-2.0", "PSF-2.0", "MIT-CMU"}
-SPDX |= {"LGPL-2.1-or-later", "LLVM-exception"}
+SPDX |= {"LGPL-2.1-or-later", "LLVM-exception", "ZPL-2.1"}
 COMPONENTS = {"application", "library", "machine-learning-model"}  # some of the schema's
 
 
@@ -220,7 +241,7 @@ def test_a_bundle_lists_its_parts_with_their_hashes(packed: Path) -> None:
     for name in ("lenet5-classic-int8.so", "runner.pyz", "classify"):
         assert parts[name]["hashes"] == [{"alg": "SHA-256", "content": manifest["files"][name]}]
     library = platform.libc_ver()[0] or "musl"
-    assert parts[library]["description"] == "linked into classify"
+    assert parts[library]["description"] == "inside of classify"
     assert f"classify contains {library}" in contents["NOTICES"].decode()
 
 

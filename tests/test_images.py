@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as arrays
 from PIL import Image
 
-from deploy.runner import images
 from deploy.runner.errors import BadInput, Missing
 from deploy.runner.images import decode, glyph, grey, prepare, resize
 
@@ -152,10 +151,10 @@ def test_a_bad_file_is_refused_by_name(content):
 @pytest.mark.parametrize(
     "content", [b"P5 7 5 255\n" + bytes(35), b"P2 7 5 255\n" + b"0 " * 35, png(GREY)]
 )
-def test_a_picture_of_too_many_pixels_is_refused(monkeypatch, content):
-    monkeypatch.setattr(images, "MAX_PIXELS", 34)
+def test_a_picture_of_too_many_pixels_is_refused(content):
     with pytest.raises(BadInput, match="7 x 5 pixels"):
-        decode(content, "bomb")
+        decode(content, "bomb", 34)
+    assert decode(content, "no bomb", 35).shape == (5, 7, 1)
 
 
 class Trap:

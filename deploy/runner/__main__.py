@@ -1,6 +1,6 @@
 """The command line on the device: `python runner.pyz --help`.
 
-predict, bench, selftest, doctor and info are about the bundle; compute runs any model file.
+predict, serve, bench, selftest, doctor and info are about the bundle; compute runs any model file.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from . import __version__, camera
+from . import __version__, camera, serve
 from .backends import BACKENDS, Model, open_first, open_with
 from .bench import bench
 from .bundle import Bundle
@@ -225,6 +225,11 @@ def run_info(args: argparse.Namespace, bundle: Bundle) -> int:
     return 0
 
 
+def run_serve(args: argparse.Namespace, bundle: Bundle) -> int:
+    """A page to draw on, and answers over HTTP, until it is ended."""
+    return serve.run(args, _open(args, bundle))
+
+
 def _positive(text: str) -> int:
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is not a whole number above 0")
@@ -257,6 +262,8 @@ def _parser() -> argparse.ArgumentParser:
     command.add_argument(
         "--reject", type=_share, default=0.0, metavar="P", help="unsure below this probability"
     )
+    command = commands.add_parser("serve", parents=[shared], help="a page to draw on, over HTTP")
+    serve.add_options(command)
     command = commands.add_parser("bench", parents=[shared], help="measure time and memory")
     command.add_argument("--count", type=_positive, default=1000, help="inferences (default 1000)")
     commands.add_parser("selftest", parents=[shared], help="replay the golden vectors")
@@ -271,6 +278,7 @@ def _parser() -> argparse.ArgumentParser:
 
 COMMANDS: dict[str, Callable[[argparse.Namespace, Bundle], int]] = {
     "predict": predict,
+    "serve": run_serve,
     "bench": run_bench,
     "selftest": run_selftest,
     "doctor": run_doctor,

@@ -21,15 +21,16 @@ MAX_PIXELS = 64_000_000  # a 64-megapixel photo; beyond it, a file is a decompre
 _PNM_HEADER = re.compile(rb"\s+(?:#[^\n]*\n\s*)*")
 
 
-def decode(content: bytes, name: str) -> Pixels:
+def decode(content: bytes, name: str, most: int = MAX_PIXELS) -> Pixels:
     """The picture in `content` as uint8 height x width x channels, with 1 or 3 channels.
 
     PGM, PPM and .npy need nothing; every other format is read by Pillow when it is installed.
-    Raises BadInput naming `name` when it is no picture, Missing when Pillow would be needed.
+    Raises BadInput naming `name` when it is no picture or has more than `most` pixels, Missing when
+    Pillow would be needed.
     """
     if not content:
         raise BadInput(f"{name}: the file is empty", "give a PNG, JPEG, PGM, PPM or .npy picture")
-    decoder: Callable[[bytes], Pixels]
+    decoder: Callable[[bytes, int], Pixels]
     if content.startswith(b"\x93NUMPY"):
         decoder = _decode_npy
     elif content[:2] in (b"P2", b"P3", b"P5", b"P6"):
@@ -37,7 +38,7 @@ def decode(content: bytes, name: str) -> Pixels:
     else:
         decoder = _decode_with_pillow
     try:
-        picture = decoder(content)
+        picture = decoder(content, most)
     except ImportError as error:
         raise Missing(
             f"{name}: this picture format needs Pillow, which is not installed",
@@ -53,10 +54,12 @@ def decode(content: bytes, name: str) -> Pixels:
     return picture
 
 
-def _decode_npy(content: bytes) -> Pixels:
+def _decode_npy(content: bytes, most: int) -> Pixels:
     array: npt.NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
     if array.dtype != np.uint8:
         raise ValueError(f"expected uint8, found {array.dtype}")
+    if array.size > 3 * most:
+        raise ValueError(f"{array.shape}; {most} pixels are the most")
     return _with_channels(array)
 
 
@@ -68,7 +71,7 @@ def _with_channels(array: Pixels) -> Pixels:
     return array
 
 
-def _decode_pnm(content: bytes) -> Pixels:
+def _decode_pnm(content: bytes, most: int) -> Pixels:
     """Netpbm: P2 and P3 are text, P5 and P6 binary; P2 and P5 grey, P3 and P6 colour."""
     fields: list[int] = []
     position = 2
@@ -82,8 +85,8 @@ def _decode_pnm(content: bytes) -> Pixels:
     width, height, maximum = fields
     if not 0 < maximum < 256:
         raise ValueError(f"maximum value {maximum}; 1 to 255 is read")
-    if width * height > MAX_PIXELS:
-        raise ValueError(f"{width} x {height} pixels; {MAX_PIXELS} is the most")
+    if width * height > most:
+        raise ValueError(f"{width} x {height} pixels; {most} is the most")
     channels = 3 if content[1:2] in b"36" else 1
     count = width * height * channels
     if content[1:2] in b"23":
@@ -98,7 +101,7 @@ def _decode_pnm(content: bytes) -> Pixels:
     return scaled.astype(np.uint8).reshape(height, width, channels)
 
 
-def _decode_with_pillow(content: bytes) -> Pixels:
+def _decode_with_pillow(content: bytes, most: int) -> Pixels:
     from PIL import Image, ImageOps, UnidentifiedImageError
 
     try:
@@ -106,8 +109,8 @@ def _decode_with_pillow(content: bytes) -> Pixels:
     except UnidentifiedImageError as error:
         raise ValueError("neither PNG, JPEG nor another format that Pillow knows") from error
     with found as opened:
-        if opened.width * opened.height > MAX_PIXELS:
-            raise ValueError(f"{opened.width} x {opened.height} pixels, at most {MAX_PIXELS}")
+        if opened.width * opened.height > most:
+            raise ValueError(f"{opened.width} x {opened.height} pixels, at most {most}")
         picture = ImageOps.exif_transpose(opened)
         if picture.mode.startswith("I"):  # 16 bits a sample
             wide = np.asarray(picture, dtype=np.int64)

@@ -23,11 +23,17 @@ from .archive import (
     digests,
 )
 from .contents import golden_vectors, installer, readme, requirements_of, zipapp
-from .licences import linked_into, notices, our_licence, wheels_of
+from .licences import (
+    linked_into,
+    notices,
+    our_licence,
+    packed_with_the_runner,
+    wheels_of,
+)
 from .native import CLASSIFY, library_name, native_files, try_out
 from .order import PACKED, Order, bundle_name, bundle_stem, install_name, package_name
 from .sbom import SBOM, sbom
-from .service import service
+from .service import SERVE_UNIT, service, serving
 from .signature import check_signed, public_hex, signing_key
 from .targets import refuse_newer
 from .wheelhouse import wheelhouse
@@ -165,13 +171,15 @@ def _accompany(
         found = wheelhouse(requirements, place)
         contents |= {f"wheels/{name}": wheel for name, wheel in found.items()}
     contents |= {"README.md": readme(run, order, folders), "LICENSE": our_licence()}
-    linked = []
+    linked = [packed_with_the_runner()] if order.has_python else []
     if place is not None and order.is_native:
-        linked = linked_into(place)
+        linked += linked_into(place)
         contents[INSTALL] = installer(run, place, order)
         folder = f"%h/.local/share/{install_name(run)}/current/bundle"
         unit = service(run.model, folder, of_user=True)
         contents[f"{package_name(run)}.service"] = unit
+        if requirements:
+            contents[SERVE_UNIT] = serving(run.model, package_name(run), folder)
     wheels = wheels_of(requirements.values())
     contents["NOTICES"] = notices(linked, wheels)
     name = bundle_stem(run, place)

@@ -7,6 +7,7 @@ import json
 import re
 import zipfile
 from collections.abc import Sequence
+from importlib.metadata import distribution
 from importlib.resources import files as resources
 from pathlib import Path
 from string import Template
@@ -40,6 +41,7 @@ installed:
 `doctor` says what works on this board and what mends the rest; `bench` times all that works and
 recommends one of it; `predict --camera` takes a picture with picamera2.
 """
+PAGE = "runner/serve/page"
 EPOCH = (1980, 1, 1, 0, 0, 0)  # zip's earliest date
 # How the zipapp starts. It must parse on every Python; the runner itself does not.
 START = """\
@@ -135,14 +137,26 @@ def installer(run: RunFolder, place: Place, order: Order) -> bytes:
     return _filled(INSTALL, known)
 
 
+def waitress() -> dict[str, bytes]:
+    """The Python of the web server as it is installed here, by path."""
+    files = distribution("waitress").files or []
+    return {
+        path.as_posix(): path.read_binary()
+        for path in files
+        if path.parts[0] == "waitress" and path.suffix == ".py"
+    }
+
+
 def zipapp(folder: Path) -> bytes:
-    """The runner as one executable file: the `deploy` package's Python, zipped, after a #! line."""
+    """The runner as one executable file: the `deploy` package's Python, the page of `serve`, and
+    waitress, zipped, after a #! line.
+    """
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_DEFLATED) as app:
         entries = {
             f"deploy/{path.relative_to(folder).as_posix()}": path.read_bytes()
-            for path in folder.rglob("*.py")
-        }
+            for path in (*folder.rglob("*.py"), *(folder / PAGE).iterdir())
+        } | waitress()
         entries["__main__.py"] = START.encode()
         for name in sorted(entries):
             info = zipfile.ZipInfo(name, EPOCH)

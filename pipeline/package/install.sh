@@ -20,7 +20,8 @@ usage: install.sh [--prefix FOLDER] [--no-python] [--runtime NAME]
   --no-python      only the program and the library, which need nothing
   --runtime NAME   ${runtimes}
   --key FILE       install only if the owner of this public key has signed the bundle
-  --service        also a systemd unit of this user, $$service: intact and right?
+  --service        also a systemd unit of this user, $$service: with a runtime it serves
+                   a page on port 8080, else it says whether all is intact and right
   --uninstall      remove what was installed there, and its unit
 EOF
 }
@@ -175,11 +176,13 @@ for other in "$$prefix"/version-*; do
     [ "$$other" = "$$new" ] || rm -rf "$$other"
 done
 if [ -n "$$serve" ]; then
+    unit=$$service
+    [ -z "$$runtime" ] || unit=serve.service
     mkdir -p "$$units"
     while IFS= read -r line; do
         case $$line in WorkingDirectory=*) line=$$(folder) ;; esac
         printf '%s\n' "$$line"
-    done <"$$new/bundle/$$service" >"$$units/.$$service"
+    done <"$$new/bundle/$$unit" >"$$units/.$$service"
     mv "$$units/.$$service" "$$units/$$service"
     for order in daemon-reload "enable $$service" "restart $$service"; do
         # shellcheck disable=SC2086 # two words

@@ -13,7 +13,10 @@ from dataclasses import dataclass
 from importlib.metadata import distribution
 from pathlib import Path
 
+from deploy.runner.bundle import RUNNER
+
 from ..errors import Missing
+from .native import CLASSIFY
 from .targets import Place
 from .toolchain import MEND
 
@@ -38,12 +41,13 @@ RULE = "-" * 80
 
 @dataclass(frozen=True)
 class Linked:
-    """Something that a static executable contains. `text` is its licence, or where that is."""
+    """Something that the file `inside` contains. `text` is its licence, or where that is."""
 
     name: str
     version: str
     licence: str
     text: str
+    inside: str = CLASSIFY
 
 
 @dataclass(frozen=True)
@@ -75,6 +79,15 @@ def wheels_of(requirements: Iterable[bytes]) -> list[Wheel]:
         )
     }
     return sorted(found, key=lambda wheel: (wheel.name, wheel.version))
+
+
+def packed_with_the_runner() -> Linked:
+    """The web server in runner.pyz."""
+    found = distribution("waitress")
+    text = found.read_text("LICENSE.txt") or found.read_text("licenses/LICENSE.txt")
+    if text is None:
+        raise Missing("waitress is installed without its licence", "install it again with pip")
+    return Linked("waitress", found.version, "ZPL-2.1", text, RUNNER)
 
 
 def linked_into(place: Place) -> list[Linked]:
@@ -111,7 +124,7 @@ def notices(linked: Iterable[Linked], wheels: Iterable[Wheel]) -> bytes:
         "LICENSE. The models' weights, and the data that they come from, are their owners'.\n"
     ]
     for library in linked:
-        head = f"classify contains {library.name} {library.version} ({library.licence})"
+        head = f"{library.inside} contains {library.name} {library.version} ({library.licence})"
         parts.append(f"{RULE}\n{head}\n{RULE}\n\n{library.text}")
     listed = "".join(f"  {w.name} {w.version}: {w.licence}\n" for w in wheels)
     if listed:

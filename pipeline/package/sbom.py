@@ -53,7 +53,7 @@ def sbom(
             components.append(_component(kind, file, __version__, hashes, licence=OURS))
     for library in linked:
         known = _component("library", library.name, library.version, licence=library.licence)
-        components.append(known | {"description": f"linked into {CLASSIFY}"})
+        components.append(known | {"description": f"inside of {library.inside}"})
     for wheel in wheels:
         there = [h for path, h in packed.items() if _is_of(path, wheel)]
         known = _component(

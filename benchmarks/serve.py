@@ -1,0 +1,111 @@
+"""`runner serve` on loopback: requests a second, latency and memory, by request and clients.
+
+The clients run on the same processors, in Python: what it says is the least that the server does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import http.client
+import io
+import json
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+CLIENTS = (1, 8, 64)
+
+
+def requests_of(shape: list[int]) -> dict[str, tuple[str, str, str, bytes]]:
+    """By name: method, path, media type, body."""
+    random = np.random.default_rng(0)
+    ink = np.full((280, 280), 255, np.uint8)
+    ink[60:80, 80:200] = ink[60:220, 180:200] = 0
+    png = io.BytesIO()
+    Image.fromarray(ink).save(png, "png")
+    ppm = b"P6 280 280 255\n" + np.repeat(ink[:, :, None], 3, axis=2).tobytes()
+    raw = random.integers(0, 256, shape, np.uint8).tobytes()
+    return {
+        "/healthz": ("GET", "/healthz", "", b""),
+        "raw input": ("POST", "/predict", "application/octet-stream", raw),
+        "PNG 280 x 280": ("POST", "/predict", "image/png", png.getvalue()),
+        "the page's": ("POST", "/predict?layers=1", "image/x-portable-pixmap", ppm),
+    }
+
+
+def load(
+    port: int, asked: tuple[str, str, str, bytes], clients: int, count: int
+) -> tuple[float, list[float]]:
+    """Requests a second, and each one's milliseconds. Any answer but 200 ends the program."""
+    method, path, kind, body = asked
+    times: list[float] = []
+    bad: list[int] = []
+
+    def client() -> None:
+        connection = http.client.HTTPConnection("127.0.0.1", port)
+        for _ in range(max(1, count // clients)):
+            begin = time.perf_counter()
+            connection.request(method, path, body, {"Content-Type": kind} if kind else {})
+            response = connection.getresponse()
+            response.read()
+            times.append((time.perf_counter() - begin) * 1000)
+            if response.status != 200:
+                bad.append(response.status)
+        connection.close()
+
+    threads = [threading.Thread(target=client) for _ in range(clients)]
+    begin = time.perf_counter()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    elapsed = time.perf_counter() - begin
+    if bad:
+        sys.exit(f"{path}: answered {bad[0]}")
+    return len(times) / elapsed, times
+
+
+def peak_mb(process: int) -> float:
+    """The greatest resident memory of a process so far (proc(5), VmHWM)."""
+    lines = Path(f"/proc/{process}/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("bundle", type=Path, help="an unpacked bundle")
+    parser.add_argument("--count", type=int, default=2000, help="requests each (default 2000)")
+    args = parser.parse_args()
+    command = [sys.executable, str(args.bundle / "runner.pyz"), "serve", "--port", "0", "--json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
+        assert server.stdout is not None
+        line = server.stdout.readline()
+        if not line:
+            sys.exit("the server did not start")
+        port = int(json.loads(line)["url"].rstrip("/").rpartition(":")[2])
+        connection = http.client.HTTPConnection("127.0.0.1", port)
+        connection.request("GET", "/healthz")
+        health = json.loads(connection.getresponse().read())
+        connection.close()
+        print(f"{health['model']} {health['precision']}, {health['runtime']}")
+        print(
+            f"{'asked':16}{'clients':>8}{'requests/s':>12}{'p50 ms':>9}{'p99 ms':>9}{'peak MB':>9}"
+        )
+        for name, asked in requests_of(health["input_shape"]).items():
+            for clients in CLIENTS:
+                rate, times = load(port, asked, clients, args.count)
+                p50, p99 = np.percentile(times, [50, 99])
+                memory = peak_mb(server.pid)
+                print(f"{name:16}{clients:8}{rate:12.0f}{p50:9.1f}{p99:9.1f}{memory:9.0f}")
+        server.terminate()
+        if server.wait() != 0:
+            sys.exit(f"the server ended with {server.returncode}")
+
+
+if __name__ == "__main__":
+    main()
