@@ -6,15 +6,19 @@ import json
 import re
 import struct
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import pytest
 from conftest import pipeline
 from PIL import Image
 
 from deploy.runner.backends import open_with
+from deploy.runner.backends.onnxruntime import CONTRACT_KEY
+from deploy.runner.contract import Contract
 from deploy.runner.images import decode, prepare
 from deploy.runner.scores import probabilities, real
 from pipeline.verify.compiler import compiler
@@ -249,3 +253,28 @@ def test_a_blank_picture_is_noted(folder: Path, tmp_path: Path) -> None:
     done = classify(folder, blank)
     assert done.returncode == 0
     assert "no ink" in done.stderr
+
+
+def test_logits_are_divided_by_the_temperature(
+    trained: Path, tmp_path: Path, pictures: list[Path]
+) -> None:
+    model = onnx.load(trained / "small" / "lenet5-classic-fp32.onnx")
+    (entry,) = (e for e in model.metadata_props if e.key == CONTRACT_KEY)
+    contract = replace(Contract.from_json(entry.value, "it"), temperature=4.0)
+    entry.value = contract.to_json()
+    onnx.save(model, tmp_path / "warm.onnx")
+    place = tmp_path / "c"
+    done = pipeline(
+        "export", str(tmp_path / "warm.onnx"), "--format", "c", "-o", str(place), runs=trained
+    )
+    assert done.returncode == 0, done.stderr
+    subprocess.run(["make", "-s", "-j2", "classify", "CFLAGS=-O0"], cwd=place, check=True)
+    (answer,) = json.loads(classify(place, "--json", pictures[0]).stdout)["answers"]
+    warm = open_with("onnxruntime", tmp_path / "warm.onnx")
+    image = decode(pictures[0].read_bytes(), "it")
+    pixels = prepare(image, contract.input_shape, contract.preparation)
+    scores = real(warm.run(pixels[None])[0], None)
+    assert warm.contract.temperature == 4.0
+    assert answer["probability"] == pytest.approx(probabilities(scores, contract).max(), abs=1e-5)
+    cold = probabilities(scores, replace(contract, temperature=1.0)).max()
+    assert answer["probability"] < cold - 0.01
