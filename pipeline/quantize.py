@@ -18,13 +18,13 @@ specification"), expressed as a torchao Quantizer:
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torchao.quantization.pt2e import PerChannelMinMaxObserver
+from torchao.quantization.pt2e import MinMaxObserver, PerChannelMinMaxObserver
 from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 from torchao.quantization.pt2e.quantizer import (
     DerivedQuantizationSpec,
@@ -36,14 +36,17 @@ from torchao.quantization.pt2e.quantizer import (
 )
 
 from . import __version__
-from .data import Dataset, dataset_of
-from .errors import BadInput, UsageError, unknown
-from .observers import OBSERVERS, SMALLEST_SCALE, activation
-from .program import TRANSPARENT, accuracy, aten, attribute, capture, load, plain, saved
-from .program import run as run_program
+from .data import dataset_of
+from .errors import BadInput, UsageError
+from .program import TRANSPARENT, aten, attribute, capture, load, plain, saved
 from .run_folder import RunFolder
 
 ANNOTATION = "quantization_annotation"
+SMALLEST_SCALE = 2.0**-16  # a tensor that is constantly zero still needs a scale
+
+ACTIVATION = QuantizationSpec(
+    torch.int8, MinMaxObserver.with_args(eps=SMALLEST_SCALE), -128, 127, torch.per_tensor_affine
+)
 WEIGHT = QuantizationSpec(
     torch.int8,
     PerChannelMinMaxObserver.with_args(eps=SMALLEST_SCALE),
@@ -99,8 +102,7 @@ class Int8Quantizer(Quantizer):  # type: ignore[misc]  # torchao is untyped
     # litert_torch asks its quantizer for this and nothing else.
     global_config = SimpleNamespace(is_dynamic=False)
 
-    def __init__(self, observer: str = "minmax") -> None:
-        self.activation = activation(observer)
+    def __init__(self) -> None:
         self.roots: dict[fx.Node, fx.Node] = {}
 
     def transform_for_annotation(self, model: fx.GraphModule) -> fx.GraphModule:
@@ -156,15 +158,15 @@ class Int8Quantizer(Quantizer):  # type: ignore[misc]  # torchao is untyped
         elif node.target in FUSED:
             (source,) = node.all_input_nodes
             if source.target in WEIGHTED | SUMS | FOLDED and source not in self.roots:
-                self._annotate(node, {}, self.activation)
+                self._annotate(node, {}, ACTIVATION)
             else:
                 self._annotate_shared(node, source)
         elif node.target in SUMS | OWN_OUTPUT and operands:
             alone = node.target in OWN_OUTPUT or not _feeds_one(node, FUSED)
             inputs: dict[fx.Node, Any] = {operand: self._shared(operand) for operand in operands}
             constants = [n for n in node.all_input_nodes if n.op == "get_attr"]
-            inputs |= dict.fromkeys(constants, self.activation)
-            self._annotate(node, inputs, self.activation if alone else None)
+            inputs |= dict.fromkeys(constants, ACTIVATION)
+            self._annotate(node, inputs, ACTIVATION if alone else None)
         elif node.target in FIXED_OUTPUT:
             source = node.all_input_nodes[0]
             self._annotate(node, {source: self._shared(source)}, FIXED_OUTPUT[node.target])
@@ -176,7 +178,7 @@ class Int8Quantizer(Quantizer):  # type: ignore[misc]  # torchao is untyped
             if node.all_input_nodes[0].target not in WEIGHTED:
                 raise BadInput(f"int8: {node.name} stands after no convolution to fold it into")
             if not _feeds_one(node, FUSED):
-                self._annotate(node, {}, self.activation)
+                self._annotate(node, {}, ACTIVATION)
         else:
             known = sorted({str(op).split(".")[1].rstrip("_") for op in self.known()})
             raise BadInput(
@@ -193,7 +195,7 @@ class Int8Quantizer(Quantizer):  # type: ignore[misc]  # torchao is untyped
         parts = node.all_input_nodes
         first, *others = dict.fromkeys(self.roots[part] for part in parts)
         for root in (first, *others) if others else ():
-            if root.meta[ANNOTATION].output_qspec is not self.activation:
+            if root.meta[ANNOTATION].output_qspec is not ACTIVATION:
                 raise BadInput(
                     f"int8: {node.name} concatenates {root.name}, whose parameters are fixed",
                     "give --precision fp32",
@@ -233,7 +235,7 @@ class Int8Quantizer(Quantizer):  # type: ignore[misc]  # torchao is untyped
                 torch.per_channel_symmetric,
                 ch_axis=0,
             )
-        self._annotate(node, inputs, None if _feeds_one(node, FUSED | FOLDED) else self.activation)
+        self._annotate(node, inputs, None if _feeds_one(node, FUSED | FOLDED) else ACTIVATION)
 
 
 def _feeds_one(node: fx.Node, targets: set[Any]) -> bool:
@@ -252,13 +254,13 @@ def check(exported: torch.export.ExportedProgram) -> None:
     prepare_pt2e(plain(exported.module()), Int8Quantizer())
 
 
-def quantize(program: fx.GraphModule, pixels: Tensor, observer: str = "minmax") -> fx.GraphModule:
+def quantize(program: fx.GraphModule, pixels: Tensor) -> fx.GraphModule:
     """The int8 program of a float program, calibrated on uint8 N x C x H x W training images.
 
-    Activation ranges are what the observer makes of the values seen. Weights stay float values
-    behind quantize nodes, so that one program serves all exporters. Raises BadInput.
+    Activation ranges are the smallest and largest values seen. Weights stay float values behind
+    quantize nodes, so that one program serves all exporters. Raises BadInput.
     """
-    prepared = prepare_pt2e(program, Int8Quantizer(observer))
+    prepared = prepare_pt2e(program, Int8Quantizer())
     with torch.no_grad():
         for images in pixels.split(256):
             prepared(images.float() / 255)
@@ -267,49 +269,33 @@ def quantize(program: fx.GraphModule, pixels: Tensor, observer: str = "minmax") 
 
 @dataclass(frozen=True)
 class Calibration:
-    """Which training images set the activation ranges: `size` of them, all if there are fewer; and
-    by which of OBSERVERS, "auto" for the best on validation images.
-    """
+    """Which training images set the activation ranges: `size` of them, all if there are fewer."""
 
     size: int = 1000
     seed: int = 0
-    observer: str = "auto"
 
 
 def quantize_run(run: RunFolder, calibration: Calibration | None = None) -> bool:
     """Make a run's int8 program. Returns whether it was made now (else it was current).
 
     Without `calibration` the settings of the int8 program that is there are kept. Calibrates on
-    training images and chooses on validation images, never on test images. run.json keeps what was
-    tried, as facts of the program.
+    training images, never on validation or test images.
     """
     source, target = run.artefact("fp32", "pt2"), run.artefact("int8", "pt2")
     if calibration is None:
         known = run.record["artefacts"].get(target, {}).get("config", {})
-        names = [field.name for field in fields(Calibration)]
-        calibration = Calibration(**{key: known[key] for key in names if key in known})
+        calibration = Calibration(**{key: known[key] for key in ("size", "seed") if key in known})
     if calibration.size < 1:
         raise UsageError(f"--calibration-size {calibration.size}", "give 1 or more")
-    if calibration.observer not in ("auto", *OBSERVERS):
-        raise unknown("observer", calibration.observer, ("auto", *OBSERVERS))
     config = asdict(calibration) | {"pipeline": __version__}
     if run.is_current(target, config):
         return False
-    path, dataset = run.need(source), dataset_of(run)
-    images = dataset.train.images
+    module = load(run.need(source))
+    images = dataset_of(run).train.images
     generator = torch.Generator().manual_seed(calibration.seed)
-    chosen = images[torch.randperm(len(images), generator=generator)[: calibration.size]]
-    observers = tuple(OBSERVERS) if calibration.observer == "auto" else (calibration.observer,)
-    made = {name: quantize(load(path), chosen, name) for name in observers}
-    tried = {name: _validated(module, dataset) for name, module in made.items()}
-    best = max(tried, key=lambda name: tried[name])  # the simplest of those that are as good
+    chosen = torch.randperm(len(images), generator=generator)[: calibration.size]
+    int8 = quantize(module, images[chosen])
     with run.workspace() as work:
-        (work / target).write_bytes(saved(capture(made[best], run.input_shape)))
-        facts = {"observer": best, "validation_accuracy": tried}
-        run.commit({target: work / target}, config, [source], facts)
+        (work / target).write_bytes(saved(capture(int8, run.input_shape)))
+        run.commit({target: work / target}, config, [source])
     return True
-
-
-def _validated(module: fx.GraphModule, dataset: Dataset) -> float:
-    validation = dataset.validation
-    return accuracy(run_program(module, validation.images)[0], validation.labels)

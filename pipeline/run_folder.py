@@ -32,7 +32,6 @@ OF_COMMANDS = {  # what a command of its own makes
     "self-check.json": "verify --self-check",
     "bench.json": "bench",
     "evaluation.json": "evaluate",
-    "sensitivity.json": "sensitivity",
     "calibration.json": "calibrate",
     "report.html": "report",
     "report.json": "report",

@@ -121,11 +121,9 @@ def _drawings(facts: dict[str, Any], seen: Observations) -> dict[str, Any]:
     programs = [
         row for row in (evaluation or {}).get("artefacts", ()) if row["file"].endswith(".pt2")
     ]
-    measured = facts.get("quantization", {}).get("sensitivity")
     return {
         "calibration": figures.calibration(programs) if programs else None,
         "challenges": figures.challenge_curves(challenges) if challenges else None,
-        "sensitivity": figures.sensitivity(measured) if measured else None,
         "fields": figures.receptive_fields(image, network["layers"]) if network else None,
         "curves": figures.learning_curves(facts["training"]["history"]),
         "confusion": [

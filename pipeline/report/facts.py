@@ -14,7 +14,6 @@ from ..evaluation import EVALUATION
 from ..graph import Layer, read_graph
 from ..interval import wilson
 from ..run_folder import RunFolder
-from ..sensitivity import SENSITIVITY
 from ..verify import REPORT
 from ..verify.self_check import SELF_CHECK
 from .observations import Answers, Observations
@@ -46,7 +45,6 @@ def facts_of(run: RunFolder, seen: Observations) -> Record:
         for name in sorted(run.record["artefacts"])
         if name.startswith("device-") and (record := read(name)) is not None
     }
-    sensitivity = read(SENSITIVITY)
     if verification is not None:
         failures += _failures(run, verification)
     if evaluation is not None:
@@ -54,7 +52,7 @@ def facts_of(run: RunFolder, seen: Observations) -> Record:
     sections = {
         "network": _network(run),
         "training": _training(run, seen),
-        "quantization": _quantization(run, seen, sensitivity) if "int8" in seen.answers else None,
+        "quantization": _quantization(seen) if "int8" in seen.answers else None,
         "parity": _parity(verification) if verification else None,
         "self_check": read(SELF_CHECK),
         "runtimes": _runtimes(run, verification, bench, devices),
@@ -199,11 +197,9 @@ def answer_of(index: int, answers: Answers, labels: tuple[str, ...]) -> Record:
     }
 
 
-def _quantization(run: RunFolder, seen: Observations, sensitivity: Record | None) -> Record:
+def _quantization(seen: Observations) -> Record:
     labels = seen.dataset.labels
     return {
-        **run.entry(run.artefact("int8", "pt2"))["facts"],
-        "sensitivity": sensitivity,
         "layers": [
             {
                 "layer": each.layer,

@@ -256,18 +256,3 @@ def calibration(rows: Sequence[Record]) -> Markup:
         for axes in (sure, rejected):
             axes.grid(visible=True)
     return svg(drawing, "Reliability of the probabilities, and errors among what is answered.")
-
-
-def sensitivity(record: Record) -> Markup:
-    """The noise that each layer brings alone, and all together."""
-    rows = [row for row in (*record["layers"], record["int8"]) if row["sqnr_db"] is not None]
-    with styled():
-        drawing = figure(7.5, 0.8 + 0.27 * len(rows))
-        axes = drawing.subplots()
-        colours = [ORANGE if row["layer"] == "all" else BLUE for row in rows]
-        axes.barh(range(len(rows)), [row["sqnr_db"] for row in rows], color=colours)
-        axes.set_yticks(range(len(rows)), [row["layer"] for row in rows], fontsize=8)
-        axes.invert_yaxis()
-        axes.set(xlabel="signal to quantization noise (dB)")
-        axes.grid(visible=True, axis="x")
-    return svg(drawing, f"{rows[0]['layer']} costs most: {rows[0]['sqnr_db']:.1f} dB alone.")
