@@ -237,7 +237,7 @@ def train_run(
         # What cannot be frozen, or quantized where int8 is wanted, is better known now.
         frozen = capture(module, network.input_shape)
         if int8:
-            from .quantize import check
+            from .quantization import check
 
             check(frozen)
         origin = {"source": network.source_sha256, "dataset": dataset.sha256}
