@@ -33,7 +33,7 @@ from .cli_options import (
     split,
 )
 from .cli_package import package
-from .cli_quantize import quantize
+from .cli_quantize import quantize, sensitivity
 from .cli_report import bench, compare, report
 from .cli_verify import verify
 from .errors import INTERRUPTED, UsageError, UserError, unknown
@@ -334,7 +334,18 @@ def _export_file(
     say(f"next: make -C {shlex.quote(str(output))}")
 
 
-for command in (quantize, verify, package, deploy, bench, report, compare, doctor, completion):
+for command in (
+    quantize,
+    sensitivity,
+    verify,
+    package,
+    deploy,
+    bench,
+    report,
+    compare,
+    doctor,
+    completion,
+):
     main.add_command(command)
 
 

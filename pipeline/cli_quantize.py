@@ -78,3 +78,40 @@ def quantize(
     _show_tried(tried)
     click.echo(f"{path}{'' if made else ' (unchanged)'}")
     say("next: pipeline export")
+
+
+@click.command()
+@RUN
+@JSON
+def sensitivity(run_name: str | None, as_json: bool) -> None:
+    """Measure what each layer of a run's int8 program costs: quantized alone, the others in float,
+    on validation images. The report draws it.
+
+    \b
+    Example:
+      pipeline sensitivity
+    """
+    from .console import say, table
+    from .quantization.sensitivity import sensitivity_run
+    from .run_folder import RunFolder
+
+    run = RunFolder.open(run_name)
+    found = sensitivity_run(run)
+    if as_json:
+        print_json({"run": run.name, **found})
+        return
+    exact = found["fp32"]["accuracy"]
+    rows = [
+        [
+            each["layer"],
+            each["kind"],
+            f"{each['accuracy']:.2%}",
+            f"{100 * (each['accuracy'] - exact):+.2f}",
+            str(each["flips"]),
+            _decibels(each["sqnr_db"]),
+        ]
+        for each in (*found["layers"], {"layer": "all", "kind": "", **found["int8"]})
+    ]
+    columns = ["quantized", "kind", "accuracy", "change (pp)", "flips", "SQNR (dB)"]
+    table(f"{found['images']} validation images; fp32 {exact:.2%}", columns, rows, ["kind"])
+    say("next: pipeline report")

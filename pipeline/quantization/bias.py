@@ -1,4 +1,4 @@
-"""Bias correction: rounded weights shift the mean of what a layer computes; its bias takes that back.
+"""Bias correction: rounding shifts the mean of what a layer computes; its bias takes that back.
 
 Nagel et al. 2019, "Data-Free Quantization Through Weight Equalization and Bias Correction", the
 empirical form of appendix D: b <- b - (E[int8 output] - E[float output]), over the calibration
@@ -44,7 +44,7 @@ def means(module: fx.GraphModule, pixels: Tensor) -> dict[str, Tensor]:
 
 
 def correct(int8: fx.GraphModule, wanted: dict[str, Tensor], pixels: Tensor) -> None:
-    """Change the biases of an int8 program, in place, so that its layers' means are those wanted."""
+    """Change an int8 program's biases, in place, so that its layers' means are those wanted."""
     for node in int8.graph.nodes:
         if node.target not in WEIGHTED or len(node.args) < 3 or node.args[2] is None:
             continue
