@@ -36,6 +36,7 @@ from .cli_options import (
     training_options,
 )
 from .cli_package import package
+from .cli_quantize import quantize, sensitivity
 from .cli_report import bench, compare, report
 from .cli_sweep import sweep
 from .cli_verify import verify
@@ -234,34 +235,6 @@ def _refuse_other_settings(known: dict[str, Any], options: dict[str, Any]) -> No
 
 
 @main.command()
-@RUN
-@click.option("--calibration-size", type=int, default=1000, show_default=True)
-@click.option("--calibration-seed", type=int, default=0, show_default=True)
-@JSON
-def quantize(
-    run_name: str | None, calibration_size: int, calibration_seed: int, as_json: bool
-) -> None:
-    """Quantize a run's float program to int8, calibrated on training images.
-
-    \b
-    Example:
-      pipeline quantize --calibration-size 500
-    """
-    from .console import say
-    from .quantize import Calibration, quantize_run
-    from .run_folder import RunFolder
-
-    run = RunFolder.open(run_name)
-    made = quantize_run(run, Calibration(calibration_size, calibration_seed))
-    path = run.path / run.artefact("int8", "pt2")
-    if as_json:
-        print_json({"run": run.name, "file": str(path), "made": made})
-        return
-    click.echo(f"{path}{'' if made else ' (unchanged)'}")
-    say("next: pipeline export")
-
-
-@main.command()
 @click.argument("file", required=False, type=click.Path(path_type=Path))
 @RUN
 @FORMAT
@@ -347,6 +320,8 @@ def _export_file(
 
 
 OTHERS = (
+    quantize,
+    sensitivity,
     verify,
     evaluate,
     calibrate,

@@ -1,7 +1,7 @@
 """Programs: a network frozen by torch.export, saved as `.pt2`, and the layers inside it.
 
 A float program is what training leaves behind; the int8 program is made from it once
-(`pipeline.quantize`), and everything that ships is an export of one of the two.
+(`pipeline.quantization`), and everything that ships is an export of one of the two.
 """
 
 from __future__ import annotations

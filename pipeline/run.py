@@ -19,7 +19,7 @@ from .export import FORMATS, export_run
 from .network import Network
 from .package import Order, bundle_name, package_run
 from .package.order import PACKED
-from .quantize import quantize_run
+from .quantization import quantize_run
 from .report import PAGE, is_current, report_run
 from .run_folder import CHECKPOINT, RunFolder
 from .train import OnBatch, OnEpoch

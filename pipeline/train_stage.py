@@ -58,7 +58,7 @@ def train_run(
             # What cannot be frozen, or quantized where int8 is wanted, is better known now.
             frozen = capture(module, network.input_shape)
             if int8:
-                from .quantize import check
+                from .quantization import check
 
                 check(frozen)
             known = checkpoint.read(path).history if resume else []

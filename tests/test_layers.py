@@ -23,7 +23,7 @@ from models.lenet import LeNet5Classic
 from pipeline import program
 from pipeline.errors import BadInput
 from pipeline.export import EXPORTERS
-from pipeline.quantize import quantize
+from pipeline.quantization import quantize
 from pipeline.verify.layers import IMAGE, align, read_network
 from pipeline.verify.onnx_file import OnnxFile
 from pipeline.verify.runtimes import Configuration, Runtimes

@@ -21,7 +21,7 @@ from deploy.runner.quiet import quiet
 from pipeline import program
 from pipeline.errors import BadInput
 from pipeline.export import EXPORTERS
-from pipeline.quantize import quantize
+from pipeline.quantization import quantize
 from pipeline.verify.mutants import MUTATIONS, Mutant, mutants_of
 
 SHAPE = (3, 17, 24)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from torch import fx, nn
 
-from pipeline.errors import BadInput
+from pipeline.data import Split
+from pipeline.errors import BadInput, UsageError
 from pipeline.program import (
     capture,
     constant,
@@ -17,7 +20,10 @@ from pipeline.program import (
     run,
     tap_nodes,
 )
-from pipeline.quantize import quantize
+from pipeline.quantization import Calibration, quantize, quantize_run
+from pipeline.quantization.bias import means
+from pipeline.quantization.choice import choose, measured, rank
+from pipeline.run_folder import RunFolder
 
 SHAPE = (3, 10, 14)
 PIXELS = torch.randint(0, 256, (64, *SHAPE), dtype=torch.uint8, generator=torch.Generator())
@@ -124,3 +130,52 @@ def test_an_operator_without_a_rule_is_refused_by_name() -> None:
     with pytest.raises(BadInput, match=r"aten\.gelu") as error:
         int8(nn.Conv2d(3, 4, 3), nn.GELU(), *head(4))
     assert "conv2d" in error.value.mend
+
+
+def outliers(size: int = 2048) -> torch.Tensor:
+    """Dark pictures of which few have a bright pixel."""
+    pixels = torch.randint(0, 20, (size, *SHAPE), dtype=torch.uint8)
+    pixels[0, :, 4, 4] = 255
+    return pixels
+
+
+@pytest.mark.parametrize("observer", ["percentile", "mse"])
+def test_observers_give_up_outliers_for_smaller_steps(observer: str) -> None:
+    torch.manual_seed(0)
+    program = plain(capture(nn.Sequential(nn.Conv2d(3, 4, 1), *head(4)).eval(), SHAPE).module())
+    pixels = outliers()
+    (wide, _), (narrow, _) = (
+        quantizations(quantize(program, pixels, name))["conv2d"] for name in ("minmax", observer)
+    )
+    assert narrow < 0.9 * wide
+
+
+def test_bias_correction_takes_the_mean_error_of_each_layer_away() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(384, 5)).eval()
+    program = plain(capture(network, SHAPE).module())
+    wanted = means(program, PIXELS)
+    plainly, corrected = (
+        means(quantize(program, PIXELS, bias_correction=given), PIXELS) for given in (False, True)
+    )
+    for layer, exact in wanted.items():
+        before, after = ((found[layer] - exact).abs().max() for found in (plainly, corrected))
+        assert after < before / 10
+
+
+def test_the_best_on_validation_images_is_chosen_and_among_equals_the_nearest() -> None:
+    torch.manual_seed(0)
+    program = plain(capture(nn.Sequential(nn.Conv2d(3, 4, 3), *head(4)).eval(), SHAPE).module())
+    labels = run(program, PIXELS)[0].argmax(1)
+    int8, tried = choose(program, PIXELS, Split(PIXELS, labels), Calibration())
+    assert [(e["observer"], e["bias_correction"]) for e in tried] == Calibration().candidates()
+    (chosen,) = (entry for entry in tried if entry["chosen"])
+    assert rank(chosen) == max(map(rank, tried))
+    again = measured(int8, run(program, PIXELS)[0], Split(PIXELS, labels))
+    assert again == {key: chosen[key] for key in again}
+
+
+def test_an_unknown_observer_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PIPELINE_RUNS_DIR", str(tmp_path))
+    with pytest.raises(UsageError, match="unknown observer 'mes'"):
+        quantize_run(RunFolder.create("some", "lenet5"), Calibration(observer="mes"))

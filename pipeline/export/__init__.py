@@ -72,7 +72,7 @@ def export_run(
     Quantizes first where int8 is asked for and there is no int8 program. Raises BadInput where an
     exporter refuses the network.
     """
-    from ..quantize import quantize_run
+    from ..quantization import quantize_run
 
     made: dict[str, bool] = {}
     for precision in precisions:

@@ -45,7 +45,7 @@ def export(
             import litert_torch
             from litert_torch.quantize.quant_config import QuantConfig
 
-            from ..quantize import Int8Quantizer
+            from ..quantization import Int8Quantizer
 
             config = QuantConfig(pt2e_quantizer=Int8Quantizer())
             converted = litert_torch.convert(

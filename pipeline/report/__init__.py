@@ -115,6 +115,7 @@ def _text(name: str) -> str:
 def _drawings(facts: dict[str, Any], seen: Observations) -> dict[str, Any]:
     image = picture(seen.dataset.test.images[seen.example].numpy())
     network, parity = facts.get("network"), facts.get("parity")
+    sensitivity = facts.get("quantization", {}).get("sensitivity")
     rows = facts.get("runtimes", {}).get("latencies", [])
     steps = parity["tables"].get("int8") if parity else None
     challenges, evaluation = facts.get("challenges"), facts.get("evaluation")
@@ -132,6 +133,7 @@ def _drawings(facts: dict[str, Any], seen: Observations) -> dict[str, Any]:
         ],
         "activations": figures.histograms(seen.activations),
         "weights": figures.weights(seen.weights),
+        "sensitivity": figures.sensitivity(sensitivity) if sensitivity else None,
         "steps": figures.steps_off(steps) if steps else None,
         "latencies": {
             where: figures.latencies([row for row in rows if row["where"] == where])

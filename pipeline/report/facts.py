@@ -13,6 +13,7 @@ from ..errors import BadInput, Missing
 from ..evaluation import EVALUATION
 from ..graph import Layer, read_graph
 from ..interval import wilson
+from ..quantization.sensitivity import SENSITIVITY
 from ..run_folder import RunFolder
 from ..verify import REPORT
 from ..verify.self_check import SELF_CHECK
@@ -52,7 +53,7 @@ def facts_of(run: RunFolder, seen: Observations) -> Record:
     sections = {
         "network": _network(run),
         "training": _training(run, seen),
-        "quantization": _quantization(seen) if "int8" in seen.answers else None,
+        "quantization": _quantization(seen, read(SENSITIVITY)) if "int8" in seen.answers else None,
         "parity": _parity(verification) if verification else None,
         "self_check": read(SELF_CHECK),
         "runtimes": _runtimes(run, verification, bench, devices),
@@ -197,9 +198,10 @@ def answer_of(index: int, answers: Answers, labels: tuple[str, ...]) -> Record:
     }
 
 
-def _quantization(seen: Observations) -> Record:
+def _quantization(seen: Observations, sensitivity: Record | None) -> Record:
     labels = seen.dataset.labels
     return {
+        "sensitivity": sensitivity,
         "layers": [
             {
                 "layer": each.layer,

@@ -147,6 +147,28 @@ def _small(items: Sequence[Any], draw: Any, unit: str, alternative: str) -> Mark
     return svg(drawing, f"{alternative}: {len(items)} of them.")
 
 
+def sensitivity(record: Record) -> Markup:
+    """For each layer quantized alone: change of accuracy, and the output's SQNR."""
+    found = [*record["layers"], {"layer": "all layers", **record["int8"]}]
+    names, exact = [each["layer"] for each in found], record["fp32"]["accuracy"]
+    with styled():
+        drawing = figure(7.5, 1.0 + 0.27 * len(found))
+        noise, change = drawing.subplots(1, 2, sharey=True)
+        # What is exact has no noise, and no bar.
+        noise.barh(names, [each["sqnr_db"] or 0 for each in found], color=BLUE)
+        noise.set(xlabel="SQNR of the output (dB)")
+        change.plot([100 * (each["accuracy"] - exact) for each in found], names, "o", color=ORANGE)
+        change.axvline(0, color=GREY, lw=1)
+        change.set(xlabel="change of accuracy (percentage points)")
+        noise.invert_yaxis()
+        for axes in (noise, change):
+            axes.grid(visible=True, axis="x")
+    noisy = [each for each in record["layers"] if each["sqnr_db"] is not None]
+    worst = min(noisy, key=lambda each: float(each["sqnr_db"]), default=None)
+    told = f"; {worst['layer']} is the noisiest, {worst['sqnr_db']:.1f} dB" if worst else ""
+    return svg(drawing, f"What each of {len(record['layers'])} layers costs by itself{told}.")
+
+
 def steps_off(table: Record) -> Markup | None:
     """int8: how many integers are how many steps off exact arithmetic, by file and runtime."""
     columns = [f"{file}\n{name}" for file, name, _ in table["columns"]]

@@ -85,7 +85,7 @@ def group_of(cells: Sequence[Cell]) -> Group:
     if first.precision == "fp32":
         truths = [tuple(float_truths(cell, values)) for cell in cells]
         return Group(tuple(cells), program, values, tuple(truths))
-    from ...quantize import quantize
+    from ...quantization import quantize
 
     program = quantize(program, torch.from_numpy(random_pixels(first.shape)))
     outputs: Any = next(node for node in program.graph.nodes if node.op == "output").args[0]

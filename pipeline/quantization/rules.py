@@ -1,6 +1,6 @@
-"""Quantize once: the float program becomes the int8 program that every export is made from.
+"""The rules of the int8 program.
 
-The rules are LiteRT's int8 specification (ai.google.dev/edge/litert, "8-bit quantization
+They are LiteRT's int8 specification (ai.google.dev/edge/litert, "8-bit quantization
 specification"), expressed as a torchao Quantizer:
 
 - weights: symmetric, per output channel, in [-127, 127];
@@ -18,14 +18,12 @@ specification"), expressed as a torchao Quantizer:
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor, fx
-from torchao.quantization.pt2e import MinMaxObserver, PerChannelMinMaxObserver
-from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+from torchao.quantization.pt2e import PerChannelMinMaxObserver
 from torchao.quantization.pt2e.quantizer import (
     DerivedQuantizationSpec,
     FixedQParamsQuantizationSpec,
@@ -35,18 +33,11 @@ from torchao.quantization.pt2e.quantizer import (
     SharedQuantizationSpec,
 )
 
-from . import __version__
-from .data import dataset_of
-from .errors import BadInput, UsageError
-from .program import TRANSPARENT, aten, attribute, capture, load, plain, saved
-from .run_folder import RunFolder
+from ..errors import BadInput
+from ..program import TRANSPARENT, aten, attribute
+from .observers import SMALLEST_SCALE, activation
 
 ANNOTATION = "quantization_annotation"
-SMALLEST_SCALE = 2.0**-16  # a tensor that is constantly zero still needs a scale
-
-ACTIVATION = QuantizationSpec(
-    torch.int8, MinMaxObserver.with_args(eps=SMALLEST_SCALE), -128, 127, torch.per_tensor_affine
-)
 WEIGHT = QuantizationSpec(
     torch.int8,
     PerChannelMinMaxObserver.with_args(eps=SMALLEST_SCALE),
@@ -55,6 +46,8 @@ WEIGHT = QuantizationSpec(
     torch.per_channel_symmetric,
     ch_axis=0,
 )
+
+MINMAX = activation("minmax")
 
 
 def _fixed(scale: float, zero_point: int) -> FixedQParamsQuantizationSpec:
@@ -102,7 +95,9 @@ class Int8Quantizer(Quantizer):  # type: ignore[misc]  # torchao is untyped
     # litert_torch asks its quantizer for this and nothing else.
     global_config = SimpleNamespace(is_dynamic=False)
 
-    def __init__(self) -> None:
+    def __init__(self, activation: Any = None, weight: Any = WEIGHT) -> None:
+        self.activation = activation or MINMAX
+        self.weight = weight
         self.roots: dict[fx.Node, fx.Node] = {}
 
     def transform_for_annotation(self, model: fx.GraphModule) -> fx.GraphModule:
@@ -158,15 +153,15 @@ class Int8Quantizer(Quantizer):  # type: ignore[misc]  # torchao is untyped
         elif node.target in FUSED:
             (source,) = node.all_input_nodes
             if source.target in WEIGHTED | SUMS | FOLDED and source not in self.roots:
-                self._annotate(node, {}, ACTIVATION)
+                self._annotate(node, {}, self.activation)
             else:
                 self._annotate_shared(node, source)
         elif node.target in SUMS | OWN_OUTPUT and operands:
             alone = node.target in OWN_OUTPUT or not _feeds_one(node, FUSED)
             inputs: dict[fx.Node, Any] = {operand: self._shared(operand) for operand in operands}
             constants = [n for n in node.all_input_nodes if n.op == "get_attr"]
-            inputs |= dict.fromkeys(constants, ACTIVATION)
-            self._annotate(node, inputs, ACTIVATION if alone else None)
+            inputs |= dict.fromkeys(constants, MINMAX)
+            self._annotate(node, inputs, self.activation if alone else None)
         elif node.target in FIXED_OUTPUT:
             source = node.all_input_nodes[0]
             self._annotate(node, {source: self._shared(source)}, FIXED_OUTPUT[node.target])
@@ -178,7 +173,7 @@ class Int8Quantizer(Quantizer):  # type: ignore[misc]  # torchao is untyped
             if node.all_input_nodes[0].target not in WEIGHTED:
                 raise BadInput(f"int8: {node.name} stands after no convolution to fold it into")
             if not _feeds_one(node, FUSED):
-                self._annotate(node, {}, ACTIVATION)
+                self._annotate(node, {}, self.activation)
         else:
             known = sorted({str(op).split(".")[1].rstrip("_") for op in self.known()})
             raise BadInput(
@@ -195,7 +190,7 @@ class Int8Quantizer(Quantizer):  # type: ignore[misc]  # torchao is untyped
         parts = node.all_input_nodes
         first, *others = dict.fromkeys(self.roots[part] for part in parts)
         for root in (first, *others) if others else ():
-            if root.meta[ANNOTATION].output_qspec is not ACTIVATION:
+            if root.meta[ANNOTATION].output_qspec is not self.activation:
                 raise BadInput(
                     f"int8: {node.name} concatenates {root.name}, whose parameters are fixed",
                     "give --precision fp32",
@@ -223,7 +218,7 @@ class Int8Quantizer(Quantizer):  # type: ignore[misc]  # torchao is untyped
     def _annotate_weighted(self, node: fx.Node) -> None:
         source, weight = node.args[0], node.args[1]
         assert isinstance(source, fx.Node) and isinstance(weight, fx.Node)
-        inputs: dict[fx.Node, Any] = {source: self._shared(source), weight: WEIGHT}
+        inputs: dict[fx.Node, Any] = {source: self._shared(source), weight: self.weight}
         bias = node.args[2] if len(node.args) > 2 else None
         if isinstance(bias, fx.Node):
             inputs[bias] = DerivedQuantizationSpec(
@@ -235,7 +230,7 @@ class Int8Quantizer(Quantizer):  # type: ignore[misc]  # torchao is untyped
                 torch.per_channel_symmetric,
                 ch_axis=0,
             )
-        self._annotate(node, inputs, None if _feeds_one(node, FUSED | FOLDED) else ACTIVATION)
+        self._annotate(node, inputs, None if _feeds_one(node, FUSED | FOLDED) else self.activation)
 
 
 def _feeds_one(node: fx.Node, targets: set[Any]) -> bool:
@@ -247,55 +242,3 @@ def _bias_parameters(observers: list[Any]) -> tuple[Tensor, Tensor]:
     """Scale of input times scale of weight, per channel; zero point 0."""
     (input_scale, _), (weight_scale, _) = (observer.calculate_qparams() for observer in observers)
     return input_scale * weight_scale, torch.zeros_like(weight_scale, dtype=torch.int32)
-
-
-def check(exported: torch.export.ExportedProgram) -> None:
-    """Refuse a network that has no int8 form. Raises BadInput."""
-    prepare_pt2e(plain(exported.module()), Int8Quantizer())
-
-
-def quantize(program: fx.GraphModule, pixels: Tensor) -> fx.GraphModule:
-    """The int8 program of a float program, calibrated on uint8 N x C x H x W training images.
-
-    Activation ranges are the smallest and largest values seen. Weights stay float values behind
-    quantize nodes, so that one program serves all exporters. Raises BadInput.
-    """
-    prepared = prepare_pt2e(program, Int8Quantizer())
-    with torch.no_grad():
-        for images in pixels.split(256):
-            prepared(images.float() / 255)
-    return plain(convert_pt2e(prepared, fold_quantize=False))
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Which training images set the activation ranges: `size` of them, all if there are fewer."""
-
-    size: int = 1000
-    seed: int = 0
-
-
-def quantize_run(run: RunFolder, calibration: Calibration | None = None) -> bool:
-    """Make a run's int8 program. Returns whether it was made now (else it was current).
-
-    Without `calibration` the settings of the int8 program that is there are kept. Calibrates on
-    training images, never on validation or test images.
-    """
-    source, target = run.artefact("fp32", "pt2"), run.artefact("int8", "pt2")
-    if calibration is None:
-        known = run.record["artefacts"].get(target, {}).get("config", {})
-        calibration = Calibration(**{key: known[key] for key in ("size", "seed") if key in known})
-    if calibration.size < 1:
-        raise UsageError(f"--calibration-size {calibration.size}", "give 1 or more")
-    config = asdict(calibration) | {"pipeline": __version__}
-    if run.is_current(target, config):
-        return False
-    module = load(run.need(source))
-    images = dataset_of(run).train.images
-    generator = torch.Generator().manual_seed(calibration.seed)
-    chosen = torch.randperm(len(images), generator=generator)[: calibration.size]
-    int8 = quantize(module, images[chosen])
-    with run.workspace() as work:
-        (work / target).write_bytes(saved(capture(int8, run.input_shape)))
-        run.commit({target: work / target}, config, [source])
-    return True

@@ -1,0 +1,117 @@
+"""The commands about int8: how a run is quantized."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+from .cli_options import JSON, RUN, print_json
+
+
+def _decibels(ratio: float | None) -> str:
+    return "exact" if ratio is None else f"{ratio:.1f}"
+
+
+def _show_tried(tried: list[dict[str, Any]]) -> None:
+    from .console import table
+
+    rows = [
+        [
+            each["observer"],
+            "yes" if each["bias_correction"] else "no",
+            f"{each['accuracy']:.2%}",
+            str(each["flips"]),
+            _decibels(each["sqnr_db"]),
+            "chosen" if each["chosen"] else "",
+        ]
+        for each in tried
+    ]
+    columns = ["observer", "bias correction", "accuracy", "flips", "SQNR (dB)", ""]
+    table("int8 on validation images", columns, rows)
+
+
+@click.command()
+@RUN
+@click.option("--calibration-size", type=int, default=1000, show_default=True)
+@click.option("--calibration-seed", type=int, default=0, show_default=True)
+@click.option(
+    "--observer",
+    default="auto",
+    show_default=True,
+    help="Ranges of activations: minmax, percentile, mse; auto tries all.",
+)
+@click.option(
+    "--bias-correction/--no-bias-correction",
+    default=None,
+    help="Take the mean error of each layer out of its bias. Default: both are tried.",
+)
+@JSON
+def quantize(
+    run_name: str | None,
+    calibration_size: int,
+    calibration_seed: int,
+    observer: str,
+    bias_correction: bool | None,
+    as_json: bool,
+) -> None:
+    """Quantize a run's float program to int8, calibrated on training images. Of what is tried, the
+    best on validation images is kept: by accuracy, then by how near its outputs are to fp32.
+
+    \b
+    Examples:
+      pipeline quantize
+      pipeline quantize --observer mse --no-bias-correction
+    """
+    from .console import say
+    from .quantization import Calibration, quantize_run
+    from .run_folder import RunFolder
+
+    run = RunFolder.open(run_name)
+    calibration = Calibration(calibration_size, calibration_seed, observer, bias_correction)
+    made = quantize_run(run, calibration)
+    name = run.artefact("int8", "pt2")
+    path, tried = run.path / name, run.entry(name)["facts"]["tried"]
+    if as_json:
+        print_json({"run": run.name, "file": str(path), "made": made, "tried": tried})
+        return
+    _show_tried(tried)
+    click.echo(f"{path}{'' if made else ' (unchanged)'}")
+    say("next: pipeline export")
+
+
+@click.command()
+@RUN
+@JSON
+def sensitivity(run_name: str | None, as_json: bool) -> None:
+    """Measure what each layer of a run's int8 program costs: quantized alone, the others in float,
+    on validation images. The report draws it.
+
+    \b
+    Example:
+      pipeline sensitivity
+    """
+    from .console import say, table
+    from .quantization.sensitivity import sensitivity_run
+    from .run_folder import RunFolder
+
+    run = RunFolder.open(run_name)
+    found = sensitivity_run(run)
+    if as_json:
+        print_json({"run": run.name, **found})
+        return
+    exact = found["fp32"]["accuracy"]
+    rows = [
+        [
+            each["layer"],
+            each["kind"],
+            f"{each['accuracy']:.2%}",
+            f"{100 * (each['accuracy'] - exact):+.2f}",
+            str(each["flips"]),
+            _decibels(each["sqnr_db"]),
+        ]
+        for each in (*found["layers"], {"layer": "all", "kind": "", **found["int8"]})
+    ]
+    columns = ["quantized", "kind", "accuracy", "change (pp)", "flips", "SQNR (dB)"]
+    table(f"{found['images']} validation images; fp32 {exact:.2%}", columns, rows, ["kind"])
+    say("next: pipeline report")

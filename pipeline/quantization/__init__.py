@@ -1,0 +1,7 @@
+"""Quantize once: the float program becomes the int8 program that every export is made from."""
+
+from .calibration import check, quantize
+from .choice import Calibration, quantize_run
+from .rules import Int8Quantizer
+
+__all__ = ["Calibration", "Int8Quantizer", "check", "quantize", "quantize_run"]

@@ -1,0 +1,44 @@
+"""From a float program and images to an int8 program."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, fx
+from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+
+from ..program import plain
+from .bias import correct, means
+from .observers import activation
+from .rules import Int8Quantizer
+
+
+def check(exported: torch.export.ExportedProgram) -> None:
+    """Refuse a network that has no int8 form. Raises BadInput."""
+    prepare_pt2e(plain(exported.module()), Int8Quantizer())
+
+
+def quantize(
+    program: fx.GraphModule,
+    pixels: Tensor,
+    observer: str = "minmax",
+    *,
+    bias_correction: bool = False,
+) -> fx.GraphModule:
+    """The int8 program of a float program, calibrated on uint8 N x C x H x W training images.
+
+    `observer` is one of OBSERVERS. Weights stay float values behind quantize nodes, so that one
+    program serves all exporters. Raises BadInput.
+    """
+    quantizer = Int8Quantizer(activation(observer))
+    prepared = prepare_pt2e(copy.deepcopy(program), quantizer)
+    with torch.no_grad():
+        for images in pixels.split(256):
+            prepared(images.float() / 255)
+    # Observers change no value, so the prepared program still computes what the float one does.
+    wanted = means(prepared, pixels) if bias_correction else {}
+    int8 = plain(convert_pt2e(prepared, fold_quantize=False))
+    if bias_correction:
+        correct(int8, wanted, pixels)
+    return int8
