@@ -26,12 +26,20 @@ class Calibration:
     """How the int8 program is made: from `size` training images, all if there are fewer.
 
     `observer` is one of OBSERVERS, or auto: each is tried. `bias_correction` None is auto, too.
+    Auto is the default, since no observer is best for all: of lenet5 (digits, MNIST) and
+    lenet5-classic (digits), seed 0, minmax, minmax and percentile came nearest to fp32 on
+    validation images, each with bias correction, 0.4 to 2.6 dB nearer than plain minmax.
     """
 
     size: int = 1000
     seed: int = 0
     observer: str = AUTO
     bias_correction: bool | None = None
+
+    def images(self, train: Split) -> Tensor:
+        """The chosen training images, uint8 N x C x H x W."""
+        generator = torch.Generator().manual_seed(self.seed)
+        return train.images[torch.randperm(len(train), generator=generator)[: self.size]]
 
     def candidates(self) -> list[tuple[str, bool]]:
         """What is to be tried, (observer, bias correction), from the simplest on."""
@@ -103,10 +111,8 @@ def quantize_run(run: RunFolder, calibration: Calibration | None = None) -> bool
         return False
     module = load(run.need(source))
     dataset = dataset_of(run)
-    images = dataset.train.images
-    generator = torch.Generator().manual_seed(calibration.seed)
-    chosen = torch.randperm(len(images), generator=generator)[: calibration.size]
-    int8, tried = choose(module, images[chosen], dataset.validation, calibration)
+    pixels = calibration.images(dataset.train)
+    int8, tried = choose(module, pixels, dataset.validation, calibration)
     with run.workspace() as work:
         (work / target).write_bytes(saved(capture(int8, run.input_shape)))
         run.commit({target: work / target}, config, [source], {"tried": tried})
