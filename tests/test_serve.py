@@ -386,6 +386,20 @@ def test_a_port_that_is_taken(bands):
     assert done.stderr.count("\n") == 1 and "give another --port" in done.stderr
 
 
+def test_systemd_is_told_how_it_is(bands, tmp_path):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        told.bind(str(tmp_path / "n"))
+        told.settimeout(60)
+        with serving(bands, NOTIFY_SOCKET=str(tmp_path / "n")) as served:
+            assert told.recv(100) == b"READY=1"
+            assert told.recv(100) == b"WATCHDOG=1"
+            assert served.end() == 0
+        said = told.recv(100)
+        while said == b"WATCHDOG=1":
+            said = told.recv(100)
+        assert said == b"STOPPING=1"
+
+
 # --- many -----------------------------------------------------------------------------------------
 
 
