@@ -16,6 +16,7 @@ import time
 import urllib.request
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from struct import pack
 from wsgiref.util import setup_testing_defaults
@@ -384,6 +385,24 @@ def test_a_port_that_is_taken(bands):
         done = runner(bands, "serve", "--port", str(other.getsockname()[1]))
     assert done.code == 4
     assert done.stderr.count("\n") == 1 and "give another --port" in done.stderr
+
+
+def test_unfinished_requests_take_no_more_than_some_memory(bands):
+    """Thirty that have sent 3 of 4 MB each: the first ones are kept, the last ones let go."""
+    sent, kept = 3_000_000, []
+    with serving(bands) as served:
+        connections = [served.connect() for _ in range(30)]
+        for connection in connections:
+            with suppress(OSError):
+                connection.sendall(post(length=4_000_000)[0] + bytes(sent))
+        assert json.loads(get(served))["status"] == "ok"
+        for connection in connections:
+            with suppress(OSError):
+                connection.sendall(bytes(4_000_000 - sent))
+                kept.append(reply(connection)[0])
+            connection.close()
+        assert 5 < len(kept) < 30 and set(kept) == {422}
+        assert served.end() == 0
 
 
 def test_systemd_is_told_how_it_is(bands, tmp_path):
