@@ -471,7 +471,7 @@ def test_memory_does_not_grow_over_20000_requests(bands):
 
 
 @pytest.mark.slow
-def test_schemathesis_finds_nothing(bands_served):
+def test_schemathesis_finds_nothing(bands_served, tmp_path):
     program = Path(sys.executable).with_name("schemathesis")
     if not program.exists():
         pytest.skip("there is no schemathesis: pip install schemathesis")
@@ -479,6 +479,7 @@ def test_schemathesis_finds_nothing(bands_served):
     options = ["--exclude-checks", "positive_data_acceptance", "--max-examples", "200"]
     done = subprocess.run(
         [program, "run", bands_served.url + "openapi.json", *options, "--generation-deterministic"],
+        cwd=tmp_path,  # it writes down what it found
         capture_output=True,
         text=True,
         check=False,
