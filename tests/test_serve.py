@@ -16,6 +16,7 @@ import time
 import urllib.request
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from struct import pack
 from wsgiref.util import setup_testing_defaults
@@ -386,6 +387,38 @@ def test_a_port_that_is_taken(bands):
     assert done.stderr.count("\n") == 1 and "give another --port" in done.stderr
 
 
+def test_unfinished_requests_take_no_more_than_some_memory(bands):
+    """Thirty that have sent 3 of 4 MB each: the first ones are kept, the last ones let go."""
+    sent, kept = 3_000_000, []
+    with serving(bands) as served:
+        connections = [served.connect() for _ in range(30)]
+        for connection in connections:
+            with suppress(OSError):
+                connection.sendall(post(length=4_000_000)[0] + bytes(sent))
+        assert json.loads(get(served))["status"] == "ok"
+        for connection in connections:
+            with suppress(OSError):
+                connection.sendall(bytes(4_000_000 - sent))
+                kept.append(reply(connection)[0])
+            connection.close()
+        assert 5 < len(kept) < 30 and set(kept) == {422}
+        assert served.end() == 0
+
+
+def test_systemd_is_told_how_it_is(bands, tmp_path):
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
+        told.bind(str(tmp_path / "n"))
+        told.settimeout(60)
+        with serving(bands, NOTIFY_SOCKET=str(tmp_path / "n")) as served:
+            assert told.recv(100) == b"READY=1"
+            assert told.recv(100) == b"WATCHDOG=1"
+            assert served.end() == 0
+        said = told.recv(100)
+        while said == b"WATCHDOG=1":
+            said = told.recv(100)
+        assert said == b"STOPPING=1"
+
+
 # --- many -----------------------------------------------------------------------------------------
 
 
@@ -438,7 +471,7 @@ def test_memory_does_not_grow_over_20000_requests(bands):
 
 
 @pytest.mark.slow
-def test_schemathesis_finds_nothing(bands_served):
+def test_schemathesis_finds_nothing(bands_served, tmp_path):
     program = Path(sys.executable).with_name("schemathesis")
     if not program.exists():
         pytest.skip("there is no schemathesis: pip install schemathesis")
@@ -446,6 +479,7 @@ def test_schemathesis_finds_nothing(bands_served):
     options = ["--exclude-checks", "positive_data_acceptance", "--max-examples", "200"]
     done = subprocess.run(
         [program, "run", bands_served.url + "openapi.json", *options, "--generation-deterministic"],
+        cwd=tmp_path,  # it writes down what it found
         capture_output=True,
         text=True,
         check=False,

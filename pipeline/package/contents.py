@@ -39,7 +39,8 @@ installed:
     $interpreter bundle/runner.pyz predict photo.jpg
 
 `doctor` says what works on this board and what mends the rest; `bench` times all that works and
-recommends one of it; `predict --camera` takes a picture with picamera2.
+recommends one of it; `predict --camera` takes a picture with picamera2; `serve` shows a page to
+draw on, at http://127.0.0.1:8080/, and answers programs there.
 """
 PAGE = "runner/serve/page"
 EPOCH = (1980, 1, 1, 0, 0, 0)  # zip's earliest date

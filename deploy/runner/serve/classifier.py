@@ -133,7 +133,7 @@ def _stretched(maps: npt.NDArray[Any]) -> Pixels:
     """The first channels of C x H x W as bytes: the least value of all is 0, the greatest 255."""
     shown = maps[:MAPPED_CHANNELS].astype(np.float64)
     shown = np.nan_to_num(shown - shown.min(), posinf=0.0)
-    return np.asarray(np.rint(shown * (255 / (shown.max() or 1.0))), np.uint8)
+    return np.asarray(np.rint(shown * (255 / (shown.max() or 1.0))), dtype=np.uint8)
 
 
 def _picture(pixels: Pixels) -> dict[str, Any]:

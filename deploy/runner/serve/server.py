@@ -25,6 +25,7 @@ CONNECTIONS = 1500
 SILENCE = 30  # seconds without a byte after which a connection is closed
 PATIENCE = 60  # seconds in which a request must have been sent
 GRACE = 20  # seconds for the requests that are there when the end comes
+HELD = 64 << 20  # bytes of unfinished requests, all together: beyond it the newest are let go
 STUCK = 60  # seconds for one picture after which the watchdog is no longer told that all is well
 
 
@@ -77,6 +78,7 @@ class Server:
             threads=THREADS,
             connection_limit=_connections(),
             max_request_body_size=max_bytes + 1,
+            inbuf_overflow=max_bytes + 1,  # no temporary files: SD cards wear out
             max_request_header_size=16384,
             channel_timeout=SILENCE,
             cleanup_interval=1,
@@ -85,6 +87,7 @@ class Server:
         )
         self._server.adj.max_bytes = max_bytes
         self._server.channel_class = Channel
+        self._most = max(HELD, 2 * max_bytes)
         self._ending = False
 
     def run(self, classifier: Classifier, on_start: Callable[[], None]) -> None:
@@ -117,8 +120,13 @@ class Server:
     def _turn(self, timeout: float) -> None:
         wasyncore.loop(timeout=timeout, use_poll=True, map=self._map, count=1)
         latest = time.monotonic() - PATIENCE
+        held = 0
         for channel in list(self._server.active_channels.values()):
-            if channel.began is not None and channel.began < latest:
+            if channel.request is None or channel.began is None:
+                continue
+            held += channel.request.body_bytes_received
+            if held > self._most or channel.began < latest:
+                held -= channel.request.body_bytes_received
                 channel.will_close = True
 
 
