@@ -28,7 +28,7 @@ def test_a_run_leaves_every_artefact_and_a_passed_verification(
     there = {path.name for path in (trained / "small").iterdir()}
     expected = {*ARTEFACTS, "model.safetensors", "run.json", "verify.json"}
     sources = {"lenet5-classic-fp32-c", "lenet5-classic-int8-c"}
-    seen = {"bench.json", "report.html", "report.json"}
+    seen = {"metrics.jsonl", "bench.json", "report.html", "report.json"}
     assert there == expected | sources | seen | {"lenet5-classic-bundle.tar.gz"}
     assert whole_run["verification"]["passed"] is True
     assert [stage["made"] for stage in whole_run["stages"]] == [True] * 7
