@@ -36,7 +36,7 @@ from .cli_options import (
     training_options,
 )
 from .cli_package import package
-from .cli_quantize import quantize, sensitivity
+from .cli_quantize import quantize, sensitivity, train_in_int8
 from .cli_report import bench, compare, report
 from .cli_sweep import sweep
 from .cli_verify import verify
@@ -124,16 +124,24 @@ def main(debug: bool) -> None:
 @click.option("--resume", is_flag=True, help="Go on where an interrupted training stopped.")
 @click.option("--overwrite", is_flag=True, help="Replace the weights of a run that has some.")
 @click.option("--tensorboard", is_flag=True, help="Write event files for TensorBoard, too.")
+@click.option("--qat", is_flag=True, help="Train a trained run's int8 program on, in int8.")
 @JSON
-def train(resume: bool, overwrite: bool, tensorboard: bool, as_json: bool, **options: Any) -> None:
-    """Train a network and freeze it.
+def train(
+    resume: bool, overwrite: bool, tensorboard: bool, qat: bool, as_json: bool, **options: Any
+) -> None:
+    """Train a network and freeze it. With --qat: from the float program of a run that is trained,
+    few epochs in which every value is rounded as int8 does; --epochs, --lr and --seed are of that.
 
     \b
     Examples:
       pipeline train
       pipeline train --model lenet5-classic --dataset mnist --epochs 5
       pipeline train --model mynet.py:MyNet --dataset photos/ --run trial
+      pipeline train --qat --run lenet5-mnist
     """
+    if qat:
+        train_in_int8(options, resume or overwrite or tensorboard, as_json)
+        return
     from .network import find_network
     from .train_stage import assist
     from .workers import joined

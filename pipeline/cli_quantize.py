@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from .cli_options import JSON, RUN, print_json
+from .errors import UsageError
 
 
 def _decibels(ratio: float | None) -> str:
@@ -115,3 +116,40 @@ def sensitivity(run_name: str | None, as_json: bool) -> None:
     columns = ["quantized", "kind", "accuracy", "change (pp)", "flips", "SQNR (dB)"]
     table(f"{found['images']} validation images; fp32 {exact:.2%}", columns, rows, ["kind"])
     say("next: pipeline report")
+
+
+OF_QAT = {"run_name", "epochs", "lr", "seed"}
+
+
+def train_in_int8(options: dict[str, Any], others: bool, as_json: bool) -> None:
+    """`pipeline train --qat`. Raises UsageError for options that only a training in float has."""
+    context = click.get_current_context()
+    commandline = click.core.ParameterSource.COMMANDLINE
+    given = {name for name in options if context.get_parameter_source(name) is commandline}
+    if others or given - OF_QAT:
+        wrong = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(given - OF_QAT))
+        raise UsageError(
+            f"--qat trains a run on as it is{f', without {wrong}' if wrong else ''}",
+            "give --run, --epochs, --lr and --seed at most",
+        )
+    from .console import say
+    from .quantization.training import FineTuning, qat_run
+    from .run_folder import RunFolder
+
+    run = RunFolder.open(options["run_name"])
+    named = {"epochs": options["epochs"], "learning_rate": options["lr"], "seed": options["seed"]}
+    tuning = FineTuning(**{name: value for name, value in named.items() if value is not None})
+
+    def told(epoch: int, found: dict[str, Any]) -> None:
+        say(
+            f"epoch {epoch}/{tuning.epochs}  validation {found['accuracy']:.2%}  "
+            f"answers unlike fp32 {found['flips']}"
+        )
+
+    tried = qat_run(run, tuning, told)
+    path = run.path / run.artefact("int8", "pt2")
+    if as_json:
+        print_json({"run": run.name, "file": str(path), "tried": tried})
+        return
+    click.echo(f"{path}")
+    say(f"next: pipeline export --run {run.name}; 'pipeline quantize' goes back")

@@ -90,15 +90,24 @@ def choose(
     return best, tried
 
 
+def is_trained(run: RunFolder) -> bool:
+    """Whether the int8 program was trained, see `training.py`, and not calibrated."""
+    entry = run.record["artefacts"].get(run.artefact("int8", "pt2"))
+    return entry is not None and "qat" in entry["config"]
+
+
 def quantize_run(run: RunFolder, calibration: Calibration | None = None) -> bool:
     """Make a run's int8 program. Returns whether it was made now (else it was current).
 
-    Without `calibration` the settings of the int8 program that is there are kept. Calibrates on
+    Without `calibration` the settings of the int8 program that is there are kept, and one that was
+    trained is left as it is while its float program is. Calibrates on
     training images and chooses by validation images, never by test images. What was tried is kept
     in run.json. Raises UsageError, Missing or BadInput.
     """
     source, target = run.artefact("fp32", "pt2"), run.artefact("int8", "pt2")
     if calibration is None:
+        if is_trained(run) and run.is_current(target, run.entry(target)["config"]):
+            return False
         known = run.record["artefacts"].get(target, {}).get("config", {})
         names = asdict(Calibration())
         calibration = Calibration(**{key: known[key] for key in names if key in known})

@@ -12,10 +12,11 @@ from torch import Tensor, fx
 
 from .. import __version__
 from ..data import Split, dataset_of
+from ..errors import BadInput
 from ..program import MERGED, accuracy, decomposed, is_quantize, load, run, tap_nodes
 from ..run_folder import RunFolder
 from .calibration import quantize
-from .choice import Calibration, measured
+from .choice import Calibration, is_trained, measured
 
 SENSITIVITY = "sensitivity.json"
 
@@ -30,6 +31,11 @@ def sensitivity_run(folder: RunFolder) -> dict[str, Any]:
     dataset, entry = dataset_of(folder), folder.entry(names[1])
     data = dataset.validation
     wanted = run(program, data.images)[0]
+    if is_trained(folder):
+        raise BadInput(
+            f"the int8 program of run {folder.name} was trained: no layer of it is quantized alone",
+            f"run 'pipeline quantize --run {folder.name}' for one that is calibrated",
+        )
     # A corrected bias makes up for the rounding of layers that here are float: it has no place.
     chosen = next(each for each in entry["facts"]["tried"] if each["chosen"])
     calibration = Calibration(entry["config"]["size"], entry["config"]["seed"])
