@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tarfile
 import tempfile
@@ -53,9 +52,7 @@ def bench_run(
         bundle = Bundle.open(work / name.removesuffix(".tar.gz"))
         card = model_card(bundle, sweep(bundle, None, None, None, count, on_row))
         models = list(copy.entry(name)["inputs"])
-    with run.workspace() as work:
-        (work / BENCH).write_text(json.dumps(card, indent=1) + "\n")
-        run.commit({BENCH: work / BENCH}, bench_config(order, count), models)
+    run.commit_json(BENCH, card, bench_config(order, count), models)
     return card
 
 

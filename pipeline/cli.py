@@ -29,6 +29,7 @@ from .cli_options import (
     PRECISIONS,
     RUN,
     flags,
+    given_options,
     print_json,
     shape_of,
     split,
@@ -228,14 +229,12 @@ def _train(
 def _refuse_other_settings(known: dict[str, Any], options: dict[str, Any]) -> None:
     """With --resume the settings are the checkpoint's; other ones are an error, not ignored."""
     names = {"lr": "learning_rate"}
-    context = click.get_current_context()
+    said = given_options().keys() - {"run_name"}
     for option, value in options.items():
-        source = context.get_parameter_source(option)
-        given = source is click.core.ParameterSource.COMMANDLINE and option != "run_name"
         if option in ("data_dir", "input_shape"):
             value = str(value) if option == "data_dir" else shape_of(value)
         stated = known.get(names.get(option, option))
-        if given and value != (tuple(stated) if isinstance(stated, list) else stated):
+        if option in said and value != (tuple(stated) if isinstance(stated, list) else stated):
             raise UsageError(
                 f"--{option.replace('_', '-')} {value}: the training to resume has {stated}",
                 "leave it out, or train without --resume",

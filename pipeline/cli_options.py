@@ -168,6 +168,17 @@ def training(options: dict[str, Any]) -> tuple[Network, TrainConfig, str]:
     return network, config, name
 
 
+def given_options() -> dict[str, str]:
+    """The options that the person gave on the command line: by name, as they are spelled."""
+    context = click.get_current_context()
+    return {
+        parameter.name: parameter.opts[0]
+        for parameter in context.command.params
+        if parameter.name is not None
+        and context.get_parameter_source(parameter.name) is click.core.ParameterSource.COMMANDLINE
+    }
+
+
 def print_json(document: Any) -> None:
     """One JSON document, on stdout."""
     click.echo(json.dumps(document, indent=1))

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .cli_options import JSON, PRECISION, RUN, order_of, print_json
+from .cli_options import JSON, PRECISION, RUN, given_options, order_of, print_json
 from .errors import UsageError
 
 
@@ -88,12 +88,9 @@ def package(as_json: bool, **options: Any) -> None:
 
 
 def _check(file: Path, key: Path | None, as_json: bool) -> None:
-    context = click.get_current_context()
-    for parameter in context.command.params:
-        given = context.get_parameter_source(parameter.name or "")
-        allowed = parameter.name in ("check", "key", "as_json")
-        if given is click.core.ParameterSource.COMMANDLINE and not allowed:
-            raise UsageError(f"{parameter.opts[0]} does not go with --check", "leave it out")
+    for name, option in given_options().items():
+        if name not in ("check", "key", "as_json"):
+            raise UsageError(f"{option} does not go with --check", "leave it out")
     from .package import check_archive, check_signed
 
     manifest = check_archive(file) if key is None else check_signed(file, key)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from .cli_options import JSON, RUN, print_json
+from .cli_options import JSON, RUN, given_options, print_json
 from .errors import UsageError
 
 
@@ -123,11 +123,11 @@ OF_QAT = {"run_name", "epochs", "lr", "seed"}
 
 def train_in_int8(options: dict[str, Any], others: bool, as_json: bool) -> None:
     """`pipeline train --qat`. Raises UsageError for options that only a training in float has."""
-    context = click.get_current_context()
-    commandline = click.core.ParameterSource.COMMANDLINE
-    given = {name for name in options if context.get_parameter_source(name) is commandline}
-    if others or given - OF_QAT:
-        wrong = ", ".join(f"--{name.replace('_', '-')}" for name in sorted(given - OF_QAT))
+    float_only = options.keys() - OF_QAT
+    wrong = ", ".join(
+        option for name, option in sorted(given_options().items()) if name in float_only
+    )
+    if others or wrong:
         raise UsageError(
             f"--qat trains a run on as it is{f', without {wrong}' if wrong else ''}",
             "give --run, --epochs, --lr and --seed at most",

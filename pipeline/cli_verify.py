@@ -8,7 +8,18 @@ from typing import Any
 
 import click
 
-from .cli_options import FORMAT, FORMATS, JSON, PRECISION, PRECISIONS, RUN, flags, print_json, split
+from .cli_options import (
+    FORMAT,
+    FORMATS,
+    JSON,
+    PRECISION,
+    PRECISIONS,
+    RUN,
+    flags,
+    given_options,
+    print_json,
+    split,
+)
 from .errors import UsageError, unknown
 
 RUNTIMES = ("onnxruntime", "litert", "tflite-runtime", "c")
@@ -81,11 +92,9 @@ def _refuse_misplaced(what: tuple[str, ...]) -> None:
         wrong, name = of_runs | of_operators, "files"
     else:
         wrong, name = of_operators, "a run"
-    context = click.get_current_context()
-    for parameter in context.command.params:
-        given = context.get_parameter_source(parameter.name or "")
-        if parameter.name in wrong and given is click.core.ParameterSource.COMMANDLINE:
-            raise UsageError(f"{parameter.opts[0]} is not for {name}", "leave it out")
+    for parameter, option in given_options().items():
+        if parameter in wrong:
+            raise UsageError(f"{option} is not for {name}", "leave it out")
 
 
 def _required(options: dict[str, Any]) -> tuple[str, ...]:
@@ -126,8 +135,7 @@ def _self_check(
     from .verify.show import show_self_check
 
     run = RunFolder.open(options["run_name"])
-    source = click.get_current_context().get_parameter_source("images")
-    images = options["images"] if source is click.core.ParameterSource.COMMANDLINE else 100
+    images = options["images"] if "images" in given_options() else 100
     with Steps() as steps:
         report = self_check(run, formats, precisions, images, options["seed"], on_step=steps)
     if options["as_json"]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 from deploy.runner.contract import PRECISIONS
@@ -70,4 +69,4 @@ def _row(run: RunFolder, precision: str) -> dict[str, Any]:
 def _read(run: RunFolder, name: str) -> Any:
     if name not in run.record["artefacts"]:
         return None
-    return json.loads(run.need(name).read_bytes())
+    return run.read_json(name)

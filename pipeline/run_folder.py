@@ -301,6 +301,26 @@ class RunFolder:
             }
         self._save()
 
+    def commit_json(
+        self,
+        filename: str,
+        document: Any,
+        config: dict[str, Any],
+        inputs: list[str],
+        facts: dict[str, Any] | None = None,
+        *,
+        allow_nan: bool = True,
+    ) -> None:
+        """`commit` a document as JSON. Raises ValueError for NaN or infinity unless `allow_nan`."""
+        text = json.dumps(document, indent=1, allow_nan=allow_nan) + "\n"
+        with self.workspace() as work:
+            (work / filename).write_text(text)
+            self.commit({filename: work / filename}, config, inputs, facts)
+
+    def read_json(self, filename: str) -> Any:
+        """The document in an artefact that `need` finds nothing wrong with."""
+        return json.loads(self.need(filename).read_bytes())
+
     @contextmanager
     def workspace(self) -> Iterator[Path]:
         """A folder for files in the making, inside the run so that they can be moved; then gone."""

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .checkpoint import Epoch, TrainConfig
+from .checkpoint import Epoch, TrainConfig, option_of
 from .data import Dataset, load_dataset
 from .errors import BadInput, UsageError, VerificationFailed
 from .network import Network
@@ -251,9 +251,6 @@ def _importance(study: optuna.Study, seed: int) -> dict[str, float]:
     return dict(optuna.importance.get_param_importances(study, evaluator=evaluator))
 
 
-OPTIONS = {"learning_rate": "--lr"}
-
-
 def _command(network: Network, usual: TrainConfig, best: Trial | None) -> str:
     """Trains what the study is of, with the best settings."""
     words = ["pipeline", "train", "--model", usual.model, "--dataset", usual.dataset]
@@ -266,7 +263,7 @@ def _command(network: Network, usual: TrainConfig, best: Trial | None) -> str:
     words += ["--epochs", str(usual.epochs), "--seed", str(usual.seed)]
     words += [] if usual.augment else ["--no-augment"]
     for name, value in best.settings.items() if best else ():
-        words += [OPTIONS.get(name, f"--{name.replace('_', '-')}"), f"{value:g}"]
+        words += [option_of(name), f"{value:g}"]
     return shlex.join(words)
 
 

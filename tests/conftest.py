@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tarfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,15 @@ def packed(trained: Path) -> Path:
             done = pipeline("package", "--run", "small", *options, runs=place / "runs")
             assert done.returncode == 0, done.stderr
     return archive
+
+
+@pytest.fixture(scope="module")
+def unpacked(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of that bundle."""
+    folder = tmp_path_factory.mktemp("unpacked")
+    with tarfile.open(packed) as archive:
+        archive.extractall(folder, filter="data")
+    return next(folder.iterdir())
 
 
 def key_files(key: Ed25519PrivateKey, passphrase: bytes | None = None) -> tuple[bytes, bytes]:

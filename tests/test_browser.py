@@ -3,7 +3,6 @@
 import os
 import shutil
 import subprocess
-import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -31,15 +30,6 @@ DEVICES = {
         "color_scheme": "dark",
     },
 }
-
-
-@pytest.fixture(scope="module")
-def unpacked(packed, tmp_path_factory):
-    """The trained run's bundle with C."""
-    folder = tmp_path_factory.mktemp("unpacked")
-    with tarfile.open(packed) as archive:
-        archive.extractall(folder, filter="data")
-    return next(folder.iterdir())
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
+from collections.abc import Callable
 from fractions import Fraction
 from typing import Any
 
@@ -329,20 +330,25 @@ def given_to(layer: Layer, network: Network) -> tuple[str, tuple[int, ...]]:
     return name, shapes.get(name, network.image_shape)
 
 
+def fed(layer: Layer, network: Network, make: Callable[..., Any]) -> tuple[Any, Any, Any]:
+    """What is made for a weighted layer; the accumulators that it leads to, and the multiplier."""
+    linear = linear_of(layer, network)
+    assert linear is not None
+    name, shape = given_to(layer, network)
+    made = make(layer, linear, shape, np.random.default_rng(0))
+    assert made.dtype == np.int8 and made.shape[1:] == shape
+    result = exact_of(layer, network, {name: made})
+    assert result.accumulator is not None and result.multiplier is not None
+    return made, result.accumulator, result.multiplier
+
+
 @pytest.mark.parametrize("shift", [1, -1])
 def test_a_bias_that_is_one_off_is_seen_in_what_weighted_layers_are_fed(
     various: Exported, shift: int
 ) -> None:
     network = various.reference().network
     for layer in weighted(network):
-        linear = linear_of(layer, network)
-        assert linear is not None
-        name, shape = given_to(layer, network)
-        made = cases.beside_halves(layer, linear, shape, np.random.default_rng(0))
-        assert made.dtype == np.int8 and made.shape[1:] == shape
-        result = exact_of(layer, network, {name: made})
-        accumulator, multiplier = result.accumulator, result.multiplier
-        assert accumulator is not None and multiplier is not None
+        _, accumulator, multiplier = fed(layer, network, cases.beside_halves)
         scheme = REQUANTIZATIONS["float half even"]
         moved = scheme(accumulator + shift, multiplier) != scheme(accumulator, multiplier)
         channels = np.moveaxis(moved, 1, 0).reshape(moved.shape[1], -1)
@@ -353,14 +359,7 @@ def test_schemes_disagree_on_what_weighted_layers_are_fed(various: Exported) -> 
     network = various.reference().network
     told: Counter[tuple[str, str]] = Counter()
     for layer in weighted(network):
-        linear = linear_of(layer, network)
-        assert linear is not None
-        name, shape = given_to(layer, network)
-        made = cases.disagreements(layer, linear, shape, np.random.default_rng(0))
-        assert made.dtype == np.int8 and made.shape[1:] == shape
-        result = exact_of(layer, network, {name: made})
-        accumulator, multiplier = result.accumulator, result.multiplier
-        assert accumulator is not None and multiplier is not None
+        made, accumulator, multiplier = fed(layer, network, cases.disagreements)
         rounded = {n: scheme(accumulator, multiplier) for n, scheme in REQUANTIZATIONS.items()}
         unlike = {
             (one, other): rounded[one] != rounded[other]

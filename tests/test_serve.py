@@ -11,7 +11,6 @@ import signal
 import socket
 import subprocess
 import sys
-import tarfile
 import time
 import urllib.request
 import zlib
@@ -50,15 +49,6 @@ def classifier(bands):
 @pytest.fixture
 def app(classifier):
     return Application(classifier, None, MAX_BYTES)
-
-
-@pytest.fixture(scope="module")
-def unpacked(packed, tmp_path_factory):
-    """The trained run's bundle with C."""
-    folder = tmp_path_factory.mktemp("unpacked")
-    with tarfile.open(packed) as archive:
-        archive.extractall(folder, filter="data")
-    return next(folder.iterdir())
 
 
 def call(app, method, path, body=b"", kind="", **environment):

@@ -4,7 +4,6 @@ back.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -104,7 +103,6 @@ def keep_report(run: RunFolder, host: str, order: Order, deployed: Deployed) -> 
     error = None if deployed.error is None else str(deployed.error)
     facts = {"host": host, "target": order.place.name, "os": order.place.system, "error": error}
     name = report_name(host)
-    with run.workspace() as work:
-        (work / name).write_text(json.dumps(facts | deployed.reports, indent=1) + "\n")
-        run.commit({name: work / name}, {"host": host}, [bundle_name(run, order.place)])
+    bundle = bundle_name(run, order.place)
+    run.commit_json(name, facts | deployed.reports, {"host": host}, [bundle])
     return run.path / name

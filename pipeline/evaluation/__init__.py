@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -74,9 +73,7 @@ def evaluate_run(
         config = {"pipeline": __version__, "max_drop": max_drop, "challenges": challenges}
         config |= {"images": images, "seed": seed}
         files = list(dict.fromkeys(artefact.file for artefact in found))
-        with run.workspace() as work:
-            (work / EVALUATION).write_text(json.dumps(report, indent=1, allow_nan=False) + "\n")
-            run.commit({EVALUATION: work / EVALUATION}, config, files)
+        run.commit_json(EVALUATION, report, config, files, allow_nan=False)
     return report
 
 

@@ -18,12 +18,11 @@ from deploy.runner.scores import real
 from .. import program
 from ..export import contract_of
 from ..run_folder import RunFolder
-from ..verify import content_of
-from ..verify.compiler import Sources, built
+from ..verify import PROGRAM, content_of
+from ..verify.compiler import LIBRARY, Sources, built
 from ..verify.runtimes import JUDGED, Runtimes, missing, run_all
 
 BATCH = 500
-PROGRAM = "pytorch"
 
 Array = npt.NDArray[Any]
 
@@ -74,14 +73,14 @@ def _exported(
 ) -> Iterator[Artefact]:
     for kind in formats:
         name = run.artefact(precision, kind)
-        content: bytes | Sources | None = None
-        for configuration in JUDGED[kind]:
-            if not configuration.shipped or missing(configuration):
-                continue
-            content = content or content_of(run, name)
-            library = isinstance(content, Sources)
-            code = built(content) if isinstance(content, Sources) else content
-            session = runtimes.open(configuration, code, "net.so" if library else name)
+        shipped = [c for c in JUDGED[kind] if c.shipped and not missing(c)]
+        if not shipped:
+            continue
+        content, opened_as = content_of(run, name), name
+        if isinstance(content, Sources):
+            content, opened_as = built(content), LIBRARY
+        for configuration in shipped:
+            session = runtimes.open(configuration, content, opened_as)
             scores = partial(_of_session, session, contract)
             yield Artefact(name, configuration.name, precision, contract, scores)
 

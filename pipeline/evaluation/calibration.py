@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from typing import Any
 
@@ -124,8 +123,6 @@ def calibrate_run(run: RunFolder) -> dict[str, Any]:
             for each in (1.0, temperature)
         )
         report[precision] = {"temperature": temperature, "before": before, "after": after}
-    with run.workspace() as work:
-        (work / CALIBRATION).write_text(json.dumps(report, indent=1) + "\n")
-        facts = {precision: row["temperature"] for precision, row in report.items()}
-        run.commit({CALIBRATION: work / CALIBRATION}, {"pipeline": __version__}, names, facts)
+    facts = {precision: row["temperature"] for precision, row in report.items()}
+    run.commit_json(CALIBRATION, report, {"pipeline": __version__}, names, facts)
     return report

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -81,7 +80,7 @@ def package_run(
     config = _config(order, models, folders, key)
     if run.is_current(target, config):
         return False
-    report = json.loads(run.need(REPORT).read_bytes())
+    report = run.read_json(REPORT)
     _refuse_unverified(run, report, [*models, *folders])
     contents, shipped = _models(run, order, models, folders, on_note)
     contracts, golden = golden_vectors(run, order)
@@ -224,7 +223,7 @@ def _folders(run: RunFolder, order: Order) -> list[str]:
         return []
     if order.is_native:
         return [run.artefact(precision, "c") for precision in order.precisions]
-    skipped = json.loads(run.need(REPORT).read_bytes())["skipped"]
+    skipped = run.read_json(REPORT)["skipped"]
     return [] if "c" in skipped else [run.artefact(order.first, "c")]
 
 

@@ -100,9 +100,9 @@ def quantize_run(run: RunFolder, calibration: Calibration | None = None) -> bool
     """Make a run's int8 program. Returns whether it was made now (else it was current).
 
     Without `calibration` the settings of the int8 program that is there are kept, and one that was
-    trained is left as it is while its float program is. Calibrates on
-    training images and chooses by validation images, never by test images. What was tried is kept
-    in run.json. Raises UsageError, Missing or BadInput.
+    trained is left as it is while its float program is. Calibrates on training images and chooses
+    by validation images, never by test images. What was tried is kept in run.json. Raises
+    UsageError, Missing or BadInput.
     """
     source, target = run.artefact("fp32", "pt2"), run.artefact("int8", "pt2")
     if calibration is None:

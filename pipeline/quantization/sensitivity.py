@@ -5,7 +5,6 @@ ranges of the int8 program and no bias correction.
 from __future__ import annotations
 
 import copy
-import json
 from typing import Any
 
 from torch import Tensor, fx
@@ -26,16 +25,16 @@ def sensitivity_run(folder: RunFolder) -> dict[str, Any]:
 
     Raises Missing or BadInput.
     """
-    names = [folder.artefact(precision, "pt2") for precision in ("fp32", "int8")]
-    program, int8 = (load(folder.need(name)) for name in names)
-    dataset, entry = dataset_of(folder), folder.entry(names[1])
-    data = dataset.validation
-    wanted = run(program, data.images)[0]
     if is_trained(folder):
         raise BadInput(
             f"the int8 program of run {folder.name} was trained: no layer of it is quantized alone",
             f"run 'pipeline quantize --run {folder.name}' for one that is calibrated",
         )
+    names = [folder.artefact(precision, "pt2") for precision in ("fp32", "int8")]
+    program, int8 = (load(folder.need(name)) for name in names)
+    dataset, entry = dataset_of(folder), folder.entry(names[1])
+    data = dataset.validation
+    wanted = run(program, data.images)[0]
     # A corrected bias makes up for the rounding of layers that here are float: it has no place.
     chosen = next(each for each in entry["facts"]["tried"] if each["chosen"])
     calibration = Calibration(entry["config"]["size"], entry["config"]["seed"])
@@ -46,9 +45,8 @@ def sensitivity_run(folder: RunFolder) -> dict[str, Any]:
         "int8": measured(int8, wanted, data),
         "layers": layers(plainly, wanted, data),
     }
-    with folder.workspace() as work:
-        (work / SENSITIVITY).write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
-        folder.commit({SENSITIVITY: work / SENSITIVITY}, {"pipeline": __version__}, names)
+    config = {"pipeline": __version__}
+    folder.commit_json(SENSITIVITY, record, config, names, allow_nan=False)
     return record
 
 

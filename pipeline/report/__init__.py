@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from importlib.resources import files as resources
-from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
@@ -66,7 +65,7 @@ def report_run(run: RunFolder, *, card: bool = False) -> dict[str, Any]:
         if card:
             names.append(CARD)
             (work / CARD).write_text(model_card(facts), encoding="utf-8")
-        run.commit({name: Path(work) / name for name in names}, _config(run), sources)
+        run.commit({name: work / name for name in names}, _config(run), sources)
     return facts
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import shlex
 from typing import Any
 
 from ..bench import BENCH
@@ -17,7 +16,9 @@ from ..quantization.sensitivity import SENSITIVITY
 from ..run_folder import RunFolder
 from ..verify import REPORT
 from ..verify.self_check import SELF_CHECK
+from .command import reproducing_command
 from .observations import Answers, Observations
+from .parity import parity_of
 
 Record = dict[str, Any]
 
@@ -34,7 +35,7 @@ def facts_of(run: RunFolder, seen: Observations) -> Record:
         if name not in run.record["artefacts"]:
             return None
         try:
-            record: Record = json.loads(run.need(name).read_bytes())
+            record: Record = run.read_json(name)
         except (BadInput, Missing) as error:
             failures.append({"what": error.message, "mend": error.mend})
             return None
@@ -54,7 +55,7 @@ def facts_of(run: RunFolder, seen: Observations) -> Record:
         "network": _network(run),
         "training": _training(run, seen),
         "quantization": _quantization(seen, read(SENSITIVITY)) if "int8" in seen.answers else None,
-        "parity": _parity(verification) if verification else None,
+        "parity": parity_of(verification) if verification else None,
         "self_check": read(SELF_CHECK),
         "runtimes": _runtimes(run, verification, bench, devices),
         "evaluation": evaluation,
@@ -220,65 +221,6 @@ def _quantization(seen: Observations, sensitivity: Record | None) -> Record:
     }
 
 
-def _parity(verification: Record) -> Record:
-    """For each precision: layers x configurations, what is told of each cell."""
-    tables = {}
-    for precision in ("fp32", "int8"):
-        judged = [
-            a
-            for a in verification["artefacts"]
-            if a["precision"] == precision and a["error"] is None
-            if "," not in a["configuration"]
-        ]
-        if judged:
-            tables[precision] = {
-                "columns": [[a["file"], a["configuration"], a["shipped"]] for a in judged],
-                "layers": [[e["layer"], e["kind"]] for e in judged[0]["layers"]],
-                "cells": [
-                    [_cell(a["layers"][n], precision) for a in judged]
-                    for n in range(len(judged[0]["layers"]))
-                ],
-                "kinds": list(dict.fromkeys(k for a in judged for k in a["fingerprints"])),
-                "fingerprints": [a["fingerprints"] for a in judged],
-                "steps": [_steps(a) for a in judged],
-            }
-    return {
-        "passed": verification["passed"],
-        "tables": tables,
-        "varied": [entry for entry in verification["varied"] if entry["differ"]],
-        "observer": [
-            {"file": a["file"], "configuration": a["configuration"], **a["observer"]}
-            for a in verification["artefacts"]
-            if a["error"] is None and a["observer"]["differ"]
-        ],
-        "skipped": verification["skipped"],
-    }
-
-
-def _cell(layer: Record, precision: str) -> Record:
-    """fp32: the largest error as a part of its bound. int8: the part of the integers that are not
-    those of exact arithmetic, all of which a rounding explains where the layer passed.
-    """
-    if layer["with"]:
-        return {"passed": layer["passed"], "value": None, "with": layer["with"]}
-    judged = [j for j in (layer["isolated"], layer["in_place"]) if j is not None]
-    if precision == "fp32":
-        value = max(j["fraction_of_bound"] for j in judged)
-    else:
-        value = max(1 - j["equal_part"] for j in judged)
-    return {"passed": layer["passed"], "value": value, "with": None}
-
-
-def _steps(artefact: Record) -> Record:
-    """How many integers, of all layers on their own inputs, are how many steps off."""
-    found: dict[int, int] = {}
-    for layer in artefact["layers"]:
-        for judged in (layer["isolated"], layer["in_place"]):
-            for step, count in (judged or {"steps": {}})["steps"].items():
-                found[int(step)] = found.get(int(step), 0) + count
-    return {str(step): found[step] for step in sorted(found)}
-
-
 def _runtimes(
     run: RunFolder, verification: Record | None, bench: Record | None, devices: Record
 ) -> Record | None:
@@ -330,35 +272,3 @@ def _provenance(run: RunFolder, verification: Record | None) -> Record:
             if name not in (PAGE, FACTS, CARD)
         },
     }
-
-
-OPTIONS = {  # of `pipeline run`, by what TrainConfig calls it
-    "model": "--model",
-    "dataset": "--dataset",
-    "epochs": "--epochs",
-    "batch_size": "--batch-size",
-    "learning_rate": "--lr",
-    "seed": "--seed",
-    "activation": "--activation",
-    "device": "--device",
-    "weight_decay": "--weight-decay",
-    "label_smoothing": "--label-smoothing",
-}
-
-
-def reproducing_command(run: RunFolder) -> str:
-    """`pipeline run` with the settings of the training, all of them said."""
-    config = run.training["config"]
-    words = ["pipeline", "run", "--run", run.name]
-    for name, option in OPTIONS.items():
-        if config.get(name) is not None:
-            words += [option, str(config[name])]
-    words += ["--input-shape", ",".join(str(size) for size in run.training["input_shape"])]
-    distorted = ["--augment", "--distortion", str(config["distortion"])]
-    words += distorted if config["augment"] else ["--no-augment"]
-    if REPORT in run.record["artefacts"]:
-        verified = run.entry(REPORT)["config"]
-        words += ["--format", ",".join(verified["formats"])]
-        words += ["--precision", ",".join(verified["precisions"])]
-        words += ["--images", str(verified["images"])]
-    return shlex.join(words)

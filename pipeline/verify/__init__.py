@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import json
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -132,9 +131,7 @@ def verify_run(
         },
     }
     config = verify_config(images, formats, precisions, seed, require)
-    with run.workspace() as work:
-        (work / REPORT).write_text(json.dumps(report, indent=1) + "\n")
-        run.commit({REPORT: work / REPORT}, config, files, {"passed": report["passed"]})
+    run.commit_json(REPORT, report, config, files, {"passed": report["passed"]})
     return report
 
 

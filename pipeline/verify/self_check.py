@@ -9,7 +9,6 @@ the same mutants on the same images, against the unmutated file's own output.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -97,9 +96,7 @@ def self_check(
     passed = not alarms and 0 < total["changed"] == total["killed_changed"]
     report = {"passed": passed, "false_alarms": alarms, "files": files, "total": total}
     config = {"images": images, "seed": seed, "pipeline": __version__}
-    with run.workspace() as work:
-        (work / SELF_CHECK).write_text(json.dumps(report, indent=1) + "\n")
-        run.commit({SELF_CHECK: work / SELF_CHECK}, config, [entry["file"] for entry in files])
+    run.commit_json(SELF_CHECK, report, config, [entry["file"] for entry in files])
     return report
 
 

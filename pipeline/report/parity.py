@@ -1,0 +1,66 @@
+"""What the report says of parity: a verification as tables of layers and runtimes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+Record = dict[str, Any]
+
+
+def parity_of(verification: Record) -> Record:
+    """For each precision: layers x configurations, what is told of each cell."""
+    tables = {}
+    for precision in ("fp32", "int8"):
+        judged = [
+            a
+            for a in verification["artefacts"]
+            if a["precision"] == precision and a["error"] is None
+            if "," not in a["configuration"]
+        ]
+        if judged:
+            tables[precision] = {
+                "columns": [[a["file"], a["configuration"], a["shipped"]] for a in judged],
+                "layers": [[e["layer"], e["kind"]] for e in judged[0]["layers"]],
+                "cells": [
+                    [_cell(a["layers"][n], precision) for a in judged]
+                    for n in range(len(judged[0]["layers"]))
+                ],
+                "kinds": list(dict.fromkeys(k for a in judged for k in a["fingerprints"])),
+                "fingerprints": [a["fingerprints"] for a in judged],
+                "steps": [_steps(a) for a in judged],
+            }
+    return {
+        "passed": verification["passed"],
+        "tables": tables,
+        "varied": [entry for entry in verification["varied"] if entry["differ"]],
+        "observer": [
+            {"file": a["file"], "configuration": a["configuration"], **a["observer"]}
+            for a in verification["artefacts"]
+            if a["error"] is None and a["observer"]["differ"]
+        ],
+        "skipped": verification["skipped"],
+    }
+
+
+def _cell(layer: Record, precision: str) -> Record:
+    """fp32: the largest error as a part of its bound. int8: the part of the integers that are not
+    those of exact arithmetic, all of which a rounding explains where the layer passed.
+    """
+    if layer["with"]:
+        return {"passed": layer["passed"], "value": None, "with": layer["with"]}
+    judged = [j for j in (layer["isolated"], layer["in_place"]) if j is not None]
+    if precision == "fp32":
+        value = max(j["fraction_of_bound"] for j in judged)
+    else:
+        value = max(1 - j["equal_part"] for j in judged)
+    return {"passed": layer["passed"], "value": value, "with": None}
+
+
+def _steps(artefact: Record) -> Record:
+    """How many integers, of all layers on their own inputs, are how many steps off."""
+    found: dict[int, int] = {}
+    for layer in artefact["layers"]:
+        for judged in (layer["isolated"], layer["in_place"]):
+            for step, count in (judged or {"steps": {}})["steps"].items():
+                found[int(step)] = found.get(int(step), 0) + count
+    return {str(step): found[step] for step in sorted(found)}
