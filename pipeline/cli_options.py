@@ -97,8 +97,8 @@ SUBJECT = [
     ),
 ]
 RECIPE = [
-    click.option("--batch-size", type=int, default=128, show_default=True),
-    click.option("--lr", type=float, help="Peak learning rate. Default: the model's."),
+    click.option("--batch-size", type=int, help="Default: by data set."),
+    click.option("--lr", type=float, help="Peak learning rate. Default: by model and batch size."),
     click.option("--weight-decay", type=float, default=0.05, show_default=True),
     click.option("--label-smoothing", type=float, help="Default: the model's."),
     click.option("--distortion", type=float, help="How much of it, beside the usual 1."),
@@ -126,7 +126,7 @@ def training(options: dict[str, Any]) -> tuple[Network, TrainConfig, str]:
     What is not among the options, or None, is as by default.
     """
     from .checkpoint import TrainConfig
-    from .data import DATASETS, training_defaults
+    from .data import DATASETS, usual_training
     from .network import find_network
     from .train import choose_device
     from .train_stage import check_settings
@@ -142,7 +142,9 @@ def training(options: dict[str, Any]) -> tuple[Network, TrainConfig, str]:
     network = find_network(
         options["model"], options["activation"], shape_of(options["input_shape"])
     )
-    epochs, augment = training_defaults(dataset)
+    usual = usual_training(dataset)
+    augment = given("augment", usual.augment)
+    batch_size = given("batch_size", usual.batch_size)
     if options.get("distortion") is not None:
         if options["augment"] is False:
             raise UsageError("--distortion and --no-augment", "leave out one of them")
@@ -150,15 +152,15 @@ def training(options: dict[str, Any]) -> tuple[Network, TrainConfig, str]:
     config = TrainConfig(
         model=options["model"],
         dataset=dataset,
-        epochs=given("epochs", epochs),
-        learning_rate=given("lr", network.learning_rate()),
-        batch_size=given("batch_size", TrainConfig.batch_size),
+        epochs=given("epochs", usual.epochs),
+        learning_rate=given("lr", network.learning_rate(batch_size)),
+        batch_size=batch_size,
         seed=options["seed"],
         device=choose_device(options["device"]),
         activation=options["activation"],
         input_shape=network.input_shape,
         data_dir=str(options["data_dir"]) if options["data_dir"] else None,
-        augment=given("augment", augment),
+        augment=augment,
         label_smoothing=given("label_smoothing", network.label_smoothing()),
         weight_decay=given("weight_decay", TrainConfig.weight_decay),
         distortion=given("distortion", TrainConfig.distortion),

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import importlib.util
 import inspect
+import math
 import re
 import sys
 from collections.abc import Sequence
@@ -19,6 +20,8 @@ from torch import nn
 from models import MODELS
 
 from .errors import BadInput, Missing, UsageError, unknown
+
+LEARNING_RATE_OF = 128  # pictures a batch: what the networks' own learning rates are for
 
 
 @dataclass(frozen=True)
@@ -60,9 +63,12 @@ class Network:
             )
         return network
 
-    def learning_rate(self) -> float:
-        """The peak learning rate when none is given."""
-        return float(getattr(self.factory, "learning_rate", 2e-3))
+    def learning_rate(self, batch_size: int = LEARNING_RATE_OF) -> float:
+        """The peak learning rate when none is given: the class's, times the square root of how much
+        larger the batch is (for Adam and its kin: Malladi et al. 2022).
+        """
+        rate: float = getattr(self.factory, "learning_rate", 2e-3)
+        return float(f"{rate * math.sqrt(max(batch_size, 1) / LEARNING_RATE_OF):.3g}")
 
     def label_smoothing(self) -> float:
         """The part of each label that training spreads over all classes."""
