@@ -32,8 +32,8 @@ def split(option: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
 
 
 def order_of(options: dict[str, Any], target: str | None, system: str | None) -> Order:
-    """The bundle that --runtime, --precision and --wheelhouse, and --format where a command has it,
-    ask for. Raises UsageError.
+    """The bundle that --runtime, --precision and --wheelhouse, and --format and --compiler where a
+    command has them, ask for. Raises UsageError.
     """
     from .package import Order
     from .package.archive import KINDS
@@ -42,7 +42,9 @@ def order_of(options: dict[str, Any], target: str | None, system: str | None) ->
     formats = () if runtimes == "auto" else split("runtime", runtimes, FORMATS)
     chosen = split("precision", options["precisions"], PRECISIONS)
     kind = options.get("kind", KINDS[0])
-    return Order.of(formats, chosen, target, system, options["wheelhouse"], kind)
+    return Order.of(
+        formats, chosen, target, system, options["wheelhouse"], kind, options.get("compiler")
+    )
 
 
 def flags(formats: str, precisions: str) -> str:

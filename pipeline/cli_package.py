@@ -28,6 +28,9 @@ from .errors import UsageError
     "--format", "kind", default="tar.gz", show_default=True, help="tar.gz, or deb for dpkg."
 )
 @click.option(
+    "--compiler", help="Of C for a board: zig, or Debian's cross gcc. Default: what is here."
+)
+@click.option(
     "--sign",
     type=click.Path(path_type=Path),
     metavar="PRIVATE.pem",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 import shutil
@@ -17,7 +16,7 @@ from deploy.runner.doctor import FINE, NOTE, WRONG, Finding
 
 from .data import DATASETS
 from .errors import Missing, UserError
-from .package.toolchain import BOARDS, MEND, emulator
+from .package.toolchain import BOARDS, MEND, cross_compiler, emulator, version_of
 from .run_folder import runs_root
 from .verify.compiler import MEND as COMPILER_MEND
 from .verify.compiler import compiler
@@ -113,10 +112,15 @@ def _compiler() -> Finding:
 
 
 def _boards() -> Iterator[Finding]:
-    if importlib.util.find_spec("ziglang") is None:
-        yield Finding("C for boards", NOTE, "no Zig: 'package --target' makes no C", MEND)
-    else:
-        yield Finding("C for boards", FINE, f"Zig {version('ziglang')}")
+    compilers: dict[str, list[str]] = {}
+    for board in BOARDS:
+        try:
+            by = version_of(board, cross_compiler(board))
+            compilers.setdefault(by, []).append(board)
+        except Missing as error:
+            yield Finding(f"C for {board}", NOTE, "no compiler, or no make", error.mend)
+    for by, boards in compilers.items():
+        yield Finding("C for boards", FINE, f"{by} for {', '.join(boards)}")
     lacking = []
     for board in BOARDS:
         try:

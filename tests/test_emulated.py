@@ -31,7 +31,7 @@ from pipeline.export.c.reading import read
 from pipeline.export.c.values import Program
 from pipeline.package import check_archive
 from pipeline.package.targets import TARGETS
-from pipeline.package.toolchain import BOARDS, build, emulator
+from pipeline.package.toolchain import BOARDS, COMPILERS, GCC, ZIG, build, emulator
 from pipeline.verify.compiler import compiler
 
 IMAGES = 20
@@ -186,19 +186,23 @@ def test_lenet5_is_within_its_size(board: str, lenet5: Path, tmp_path: Path) -> 
 
 # The weakest board that a target means; what runs there runs on all.
 WEAKEST = {name: target.board for name, target in TARGETS.items() if target.board}
+COMPILED = [*((target, ZIG) for target in WEAKEST), ("pi-32", GCC), ("pi-4", GCC)]
 
 
 @pytest.fixture(scope="session")
 def bundles(
     trained: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Callable[[str], tuple[Path, Path]]:
-    """By target the archive with C alone, int8, and the folder that it was unpacked into."""
-    place = tmp_path_factory.mktemp("bundles")
-    shutil.copytree(trained, place / "runs")
+) -> Callable[..., tuple[Path, Path]]:
+    """By target, and compiler, the archive with C alone, int8, and where it was unpacked."""
+    places = {by: tmp_path_factory.mktemp(by) for by in COMPILERS}
+    for place in places.values():
+        shutil.copytree(trained, place / "runs")
 
     @functools.cache
-    def packed(target: str) -> tuple[Path, Path]:
+    def packed(target: str, by: str = ZIG) -> tuple[Path, Path]:
+        place = places[by]
         options = ["--target", target, "--runtime", "c", "--precision", "int8", "--json"]
+        options += ["--compiler", by]
         done = pipeline("package", "--run", "small", *options, runs=place / "runs")
         assert done.returncode == 0, done.stderr
         archive = Path(json.loads(done.stdout)["file"])
@@ -225,10 +229,11 @@ def repeated(program: Program, pixels: Any) -> Any:
     return np.concatenate([seen(output, value[output.root]) for value in values]).astype(np.int8)
 
 
-@pytest.mark.parametrize("target", WEAKEST)
+@pytest.mark.parametrize(("target", "by"), COMPILED)
 def test_a_bundle_computes_on_its_weakest_board_what_was_trained(
     target: str,
-    bundles: Callable[[str], tuple[Path, Path]],
+    by: str,
+    bundles: Callable[..., tuple[Path, Path]],
     mnist: tuple[Path, Any],
     trained: Path,
 ) -> None:
@@ -236,9 +241,13 @@ def test_a_bundle_computes_on_its_weakest_board_what_was_trained(
         command = emulator(WEAKEST[target])
     except Missing as error:
         pytest.skip(str(error))
-    archive, folder = bundles(target)
+    if by == GCC and shutil.which(BOARDS[WEAKEST[target]].gcc[0]) is None:
+        pytest.skip(f"no {BOARDS[WEAKEST[target]].gcc[0]}: Debian has it")
+    archive, folder = bundles(target, by)
     manifest = check_archive(archive)
     assert manifest["target"]["name"] == target
+    assert ("Zig" in manifest["target"]["compiler"]) == (by == ZIG)
+    assert ("glibc" in (folder / "NOTICES").read_text()) == (by == GCC)
     path, pixels = mnist
     classify = [*command, str(folder / "classify")]
     said(classify, "--selftest")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 import signal
 import subprocess
 from pathlib import Path
@@ -11,7 +12,15 @@ import pytest
 
 from pipeline.errors import BadInput, Missing, UsageError
 from pipeline.package import toolchain
-from pipeline.package.toolchain import BOARDS, build, emulator
+from pipeline.package.order import Order
+from pipeline.package.toolchain import (
+    BOARDS,
+    build,
+    cross_compiler,
+    cross_glibc,
+    emulator,
+    version_of,
+)
 
 MAKEFILE = "static:\n\t$(CC) $(CFLAGS) -static -s main.c -o classify\n"
 HAS_ZIG = importlib.util.find_spec("ziglang") is not None
@@ -73,8 +82,57 @@ def test_without_the_compiler_it_says_how_to_get_it(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(Missing, match="run 'make emulators'"):
+    monkeypatch.setenv("PATH", "")
+    with pytest.raises(Missing, match=r"run 'make emulators'$"):
         build(folder, "pi-zero")
+    with pytest.raises(Missing, match="emulators' or 'sudo apt install gcc-aarch64-linux-gnu'"):
+        build(folder, "pi-4")
+    with pytest.raises(Missing, match="; 'sudo apt install gcc-arm-linux-gnueabihf'"):
+        build(folder, "pi-2", by="gcc")
+
+
+def test_gcc_is_taken_where_there_is_no_zig(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("make", "aarch64-linux-gnu-gcc", "arm-linux-gnueabihf-gcc"):
+        executable(tmp_path / name)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
+    assert [cross_compiler(board) for board in BOARDS if board != "pi-zero"] == ["gcc"] * 4
+    with pytest.raises(Missing, match="pi-zero"):
+        cross_compiler("pi-zero")
+    with pytest.raises(Missing, match=r"emulators'$"):
+        cross_compiler("pi-4", "zig")
+    monkeypatch.setattr(importlib.util, "find_spec", lambda _: True)
+    assert {cross_compiler(board) for board in BOARDS} == {"zig"}
+    assert cross_compiler("pi-4", "gcc") == "gcc"
+
+
+def test_what_cannot_compile_for_a_board_is_refused() -> None:
+    with pytest.raises(UsageError, match="ARMv7 at least; leave out --compiler gcc"):
+        cross_compiler("pi-zero", "gcc")
+    with pytest.raises(UsageError, match="unknown compiler 'clang'"):
+        cross_compiler("pi-4", "clang")
+    for target, runtimes in ((None, ()), ("host", ()), ("pi-4", ["onnx"])):
+        with pytest.raises(UsageError, match="--compiler is for the C of a board"):
+            Order.of(runtimes, ["int8"], target, compiler="gcc")
+
+
+@pytest.mark.emulated
+@pytest.mark.parametrize("board", [name for name, board in BOARDS.items() if board.gcc])
+def test_debians_gcc_compiles_for_a_board_as_zig_does(folder: Path, board: str) -> None:
+    if shutil.which(BOARDS[board].gcc[0]) is None:
+        pytest.skip(f"no {BOARDS[board].gcc[0]}: Debian has it")
+    try:
+        command = emulator(board)
+    except Missing as error:
+        pytest.skip(str(error))
+    program = build(folder, board, by="gcc")
+    assert subprocess.run([*command, str(program)], check=False).returncode == ANSWER
+    name, number = version_of(board, "gcc").split()
+    assert name == BOARDS[board].gcc[0] and int(number.split(".")[0]) >= 10
+    major, minor = cross_glibc(board).split(".")
+    assert (int(major), int(minor)) >= (2, 31)
 
 
 @pytest.mark.emulated

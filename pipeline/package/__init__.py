@@ -35,6 +35,7 @@ from .sbom import SBOM, sbom
 from .service import SERVE_UNIT, service, serving
 from .signature import check_signed, public_hex, signing_key
 from .targets import refuse_newer
+from .toolchain import version_of
 from .wheelhouse import wheelhouse
 
 if TYPE_CHECKING:
@@ -77,16 +78,17 @@ def package_run(
         if name in order.formats
     ]
     folders = _folders(run, order)
-    config = _config(order, models, folders, key)
+    by = order.cross_compiler()
+    config = _config(order, models, folders, by, key)
     if run.is_current(target, config):
         return False
     report = run.read_json(REPORT)
     _refuse_unverified(run, report, [*models, *folders])
-    contents, shipped = _models(run, order, models, folders, on_note)
+    contents, shipped = _models(run, order, models, folders, by, on_note)
     contracts, golden = golden_vectors(run, order)
-    _accompany(run, order, contents, shipped, golden, folders)
+    _accompany(run, order, contents, shipped, golden, folders, by)
     outside = debian.outside(run, order, place, contents) if place and order.kind == "deb" else {}
-    manifest = _manifest(run, order, report, shipped, contracts)
+    manifest = _manifest(run, order, report, shipped, contracts, by)
     manifest["files"] = {name: bundle.sha256(content) for name, content in contents.items()}
     if outside:
         manifest["package"] = digests(outside)
@@ -106,7 +108,11 @@ def package_run(
 
 
 def _config(
-    order: Order, models: list[str], folders: list[str], key: Ed25519PrivateKey | None
+    order: Order,
+    models: list[str],
+    folders: list[str],
+    by: str | None,
+    key: Ed25519PrivateKey | None,
 ) -> dict[str, Any]:
     """What decides the bytes, besides the run's own files."""
     config: dict[str, Any] = {"models": models, "pipeline": __version__}
@@ -115,6 +121,8 @@ def _config(
     if order.place:
         config |= {"target": order.place.name, "os": order.place.system, "wheels": order.wheels}
         config["python"] = order.place.python
+    if by is not None:
+        config["compiler"] = by
     if order.kind == "deb":
         config["maintainer"] = debian.maintainer()
     if key is not None:
@@ -127,6 +135,7 @@ def _models(
     order: Order,
     models: list[str],
     folders: list[str],
+    by: str | None,
     on_note: Callable[[str], None],
 ) -> tuple[dict[str, bytes], dict[str, str]]:
     """What computes: (contents by name, of each file that ships what was verified)."""
@@ -136,7 +145,7 @@ def _models(
             refuse_newer(model, contents[model])
     shipped = {model: model for model in models}
     if order.place is not None and order.is_native:
-        native = native_files(run, order.place, order.precisions, order.first)
+        native = native_files(run, order.place, order.precisions, order.first, by)
         try:
             try_out(order.place, native[CLASSIFY])
         except Missing as error:
@@ -158,6 +167,7 @@ def _accompany(
     shipped: dict[str, str],
     golden: bytes,
     folders: list[str],
+    by: str | None,
 ) -> None:
     """Add to the contents what goes with the models: the runner, and what tells of it all."""
     place = order.place
@@ -172,7 +182,7 @@ def _accompany(
     contents |= {"README.md": readme(run, order, folders), "LICENSE": our_licence()}
     linked = [packed_with_the_runner()] if order.has_python else []
     if place is not None and order.is_native:
-        linked += linked_into(place)
+        linked += linked_into(place, by)
         contents[INSTALL] = installer(run, place, order)
         folder = f"%h/.local/share/{install_name(run)}/current/bundle"
         unit = service(run.model, folder, of_user=True)
@@ -191,6 +201,7 @@ def _manifest(
     report: dict[str, Any],
     shipped: dict[str, str],
     contracts: dict[str, Any],
+    by: str | None,
 ) -> dict[str, Any]:
     """manifest.json, but for its digests."""
     verified = [a for a in report["artefacts"] if a["file"] in shipped.values() and a["shipped"]]
@@ -212,6 +223,8 @@ def _manifest(
             "os": order.place.system,
             "python": order.place.python,
         }
+        if by is not None:
+            manifest["target"]["compiler"] = version_of(order.place.target.board, by)
     return manifest
 
 

@@ -18,7 +18,7 @@ from deploy.runner.bundle import RUNNER
 from ..errors import Missing
 from .native import CLASSIFY
 from .targets import Place
-from .toolchain import MEND
+from .toolchain import GCC, MEND, cross_glibc
 
 OURS = "Apache-2.0"
 # SPDX expressions of the packages that requirements name, as those themselves state them.
@@ -90,14 +90,15 @@ def packed_with_the_runner() -> Linked:
     return Linked("waitress", found.version, "ZPL-2.1", text, RUNNER)
 
 
-def linked_into(place: Place) -> list[Linked]:
-    """The libraries in a static executable for this place. Raises Missing without Zig."""
+def linked_into(place: Place, by: str | None) -> list[Linked]:
+    """The libraries in a static executable for this place; for a board it is `by` one of
+    toolchain.COMPILERS. Raises Missing without Zig.
+    """
     if not place.target.board:  # by the compiler here, with its C library
         name, version = platform.libc_ver()
-        where = "libc6" if name == "glibc" else "musl"
-        text = f"Its terms are in /usr/share/doc/{where}/copyright.\n"
-        licence = "LGPL-2.1-or-later" if name == "glibc" else "MIT"
-        return [Linked(name or "musl", version or "unknown", licence, text)]
+        return [_libc(name or "musl", version or "unknown")]
+    if by == GCC:
+        return [_libc("glibc", cross_glibc(place.target.board))]
     spec = importlib.util.find_spec("ziglang")
     if spec is None or spec.origin is None:
         raise Missing(f"{place.name}: there is no Zig, whose libraries are in classify", MEND)
@@ -114,6 +115,12 @@ def linked_into(place: Place) -> list[Linked]:
             "text where it is embedded in this way.\n\n" + (zig / "LICENSE").read_text(),
         ),
     ]
+
+
+def _libc(name: str, version: str) -> Linked:
+    where, licence = ("libc6", "LGPL-2.1-or-later") if name == "glibc" else ("musl", "MIT")
+    text = f"Its terms are in /usr/share/doc/{where}/copyright.\n"
+    return Linked(name, version, licence, text)
 
 
 def notices(linked: Iterable[Linked], wheels: Iterable[Wheel]) -> bytes:

@@ -23,24 +23,25 @@ def library_name(run: RunFolder, precision: str) -> str:
 
 
 def native_files(
-    run: RunFolder, place: Place, precisions: Sequence[str], first: str
+    run: RunFolder, place: Place, precisions: Sequence[str], first: str, by: str | None
 ) -> dict[str, bytes]:
     """A library for each precision; of the precision `first` also the executable, which needs
-    nothing beside it, and the headers. Raises Missing without a compiler, BadInput.
+    nothing beside it, and the headers. For a board `by` is one of toolchain.COMPILERS. Raises
+    Missing without a compiler, BadInput.
     """
     files: dict[str, bytes] = {}
     for precision in precisions:
         folder = run.need(run.artefact(precision, "c"))
-        files[library_name(run, precision)] = _made(folder, place, LIBRARY)
+        files[library_name(run, precision)] = _made(folder, place, LIBRARY, by)
         if precision == first:
-            files[CLASSIFY] = _made(folder, place, PROGRAM)
+            files[CLASSIFY] = _made(folder, place, PROGRAM, by)
             files |= {f"include/{name}": (folder / name).read_bytes() for name in HEADERS}
     return files
 
 
-def _made(folder: Path, place: Place, target: str) -> bytes:
+def _made(folder: Path, place: Place, target: str, by: str | None) -> bytes:
     if place.target.board:
-        return compiled(folder, place.target.board, target)
+        return compiled(folder, place.target.board, target, by)
     options = ["LDFLAGS=-s"] if target == LIBRARY else []  # as Zig's are
     return built(Sources.of(folder), options, target)
 

@@ -13,6 +13,7 @@ from ..errors import UsageError, unknown
 from ..run_folder import RunFolder
 from .archive import KINDS
 from .targets import TARGETS, Place, place_of
+from .toolchain import cross_compiler
 
 PACKED = ("onnx", "tflite")  # what a runtime reads as it is
 
@@ -21,7 +22,7 @@ PACKED = ("onnx", "tflite")  # what a runtime reads as it is
 class Order:
     """What is to be packed: `formats` of onnx, tflite and c. Without a place it is for any 64-bit
     Linux, and C goes along as sources; `wheels`: all that pip would fetch, too. `kind` is one of
-    KINDS.
+    KINDS; `compiler` one of toolchain.COMPILERS, or the first that is here.
     """
 
     formats: tuple[str, ...] = (*PACKED, "c")
@@ -29,6 +30,7 @@ class Order:
     place: Place | None = None
     wheels: bool = False
     kind: str = KINDS[0]
+    compiler: str | None = None
 
     @classmethod
     def of(
@@ -39,6 +41,7 @@ class Order:
         system: str | None = None,
         wheels: bool = False,
         kind: str = KINDS[0],
+        compiler: str | None = None,
     ) -> Order:
         """`runtimes` of onnx, tflite, c; or nothing, for all that the target can run. Raises
         UsageError for what is not possible.
@@ -66,7 +69,9 @@ class Order:
             raise UsageError(
                 "--format deb without C: what dpkg installs must run at once", "add c to --runtime"
             )
-        return cls(formats, tuple(precisions), place, wheels, kind)
+        if compiler is not None and not (place and place.target.board and "c" in formats):
+            raise UsageError("--compiler is for the C of a board", "leave it out")
+        return cls(formats, tuple(precisions), place, wheels, kind, compiler)
 
     @property
     def first(self) -> str:
@@ -77,6 +82,12 @@ class Order:
     def is_native(self) -> bool:
         """Whether C is compiled for it."""
         return self.place is not None and "c" in self.formats
+
+    def cross_compiler(self) -> str | None:
+        """What compiles its C for a board. Raises UsageError, and Missing where nothing does."""
+        if self.place is None or not self.is_native or not self.place.target.board:
+            return None
+        return cross_compiler(self.place.target.board, self.compiler)
 
     @property
     def has_python(self) -> bool:

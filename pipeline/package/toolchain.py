@@ -1,7 +1,8 @@
 """Generated C compiled for every board here, and an emulator that runs it as the board would.
 
-Zig's C compiler knows all of the targets and brings their libraries: what it makes is static. QEMU
-enforces what a processor lacks: an instruction of a later one ends in SIGILL.
+Zig's C compiler knows all of the targets and brings their libraries; Debian's cross gcc, where that
+is here instead, knows all but ARMv6, and libraries ask for its glibc. Programs are static either
+way. QEMU enforces what a processor lacks: an instruction of a later one ends in SIGILL.
 """
 
 from __future__ import annotations
@@ -13,31 +14,37 @@ import shutil
 import subprocess
 import sys
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 
-from ..errors import Missing, unknown
+from ..errors import Missing, UsageError, unknown
 from ..verify.compiler import LIBRARY, PRODUCTS, PROGRAM, Sources, made
 
 QEMU = Path(sys.prefix) / "qemu" / "usr" / "bin"  # where `make emulators` unpacks it
 MEND = "run 'make emulators'"
-GLIBC = "2.17"  # which libraries ask for: every system of the last ten years has it
+GLIBC = "2.17"  # which libraries of Zig ask for: every system of the last ten years has it
+ZIG, GCC = COMPILERS = ("zig", "gcc")
 
 
 @dataclass(frozen=True)
 class Board:
-    """What a board's processor is to the compiler (`target`, `cpu`; no `cpu`: any such) and to
-    QEMU. `sets` are the instruction sets of a binary for it, `runs` those that it runs.
+    """What a board's processor is to Zig (`target`, `cpu`; no `cpu`: any such), to Debian's gcc
+    (its command, empty where it has none) and to QEMU. `sets` are the instruction sets of a binary
+    for it, `runs` those that it runs.
     """
 
     target: str
     cpu: str
+    gcc: tuple[str, ...]
     qemu: str
     model: str
     sets: tuple[str, ...]
     runs: tuple[str, ...]
 
-    def compiler(self, product: str) -> list[str]:
-        """The command that compiles for it: programs bring musl, libraries use its glibc."""
+    def compiler(self, product: str, by: str = ZIG) -> list[str]:
+        """The command that compiles for it, by one of COMPILERS: Zig's programs bring musl."""
+        if by == GCC:
+            return list(self.gcc)
         target = self.target
         if product == LIBRARY:
             target = f"{target.replace('musl', 'gnu')}.{GLIBC}"
@@ -50,9 +57,10 @@ class Board:
         return f"{self.target}-{self.cpu}" if self.cpu else self.target
 
 
-ARMV6 = ("arm-linux-musleabihf", "arm1176jzf_s", "qemu-arm", "arm1176")
-ARMV7 = ("arm-linux-musleabihf", "cortex_a7", "qemu-arm", "cortex-a7")
-ARM64 = ("aarch64-linux-musl", "", "qemu-aarch64")
+ARMV7_GCC = ("arm-linux-gnueabihf-gcc", "-mcpu=cortex-a7", "-mfpu=neon-vfpv4")
+ARMV6 = ("arm-linux-musleabihf", "arm1176jzf_s", (), "qemu-arm", "arm1176")
+ARMV7 = ("arm-linux-musleabihf", "cortex_a7", ARMV7_GCC, "qemu-arm", "cortex-a7")
+ARM64 = ("aarch64-linux-musl", "", ("aarch64-linux-gnu-gcc",), "qemu-aarch64")
 SETS_OF_ARM64 = ("neon", "dotprod")
 
 BOARDS = {
@@ -71,27 +79,80 @@ def board_of(name: str) -> Board:
     return BOARDS[name]
 
 
-def compiled(folder: Path, board: str, target: str = PROGRAM) -> bytes:
-    """The executable or the library of a generated folder for a board.
+def has_zig() -> bool:
+    """Whether Zig is installed here."""
+    return importlib.util.find_spec("ziglang") is not None
 
-    Raises UsageError for unknown boards and targets, Missing without Zig or make, BadInput with
-    the compiler's first complaint.
+
+def cross_compiler(board: str, wanted: str | None = None) -> str:
+    """Which of COMPILERS compiles for a board: the one that is wanted, or Zig before gcc.
+
+    Raises UsageError where gcc cannot, Missing where there is none, or no make.
+    """
+    gcc = board_of(board).gcc
+    if wanted is not None and wanted not in COMPILERS:
+        raise unknown("compiler", wanted, COMPILERS)
+    if wanted == GCC and not gcc:
+        raise UsageError(
+            f"{board}: Debian's cross gcc compiles for ARMv7 at least", "leave out --compiler gcc"
+        )
+    package = f"gcc-{gcc[0].removesuffix('-gcc')}" if gcc else ""
+    here = {ZIG: has_zig(), GCC: bool(gcc) and shutil.which(gcc[0]) is not None}
+    found = [name for name in COMPILERS if here[name] and wanted in (None, name)]
+    if not found or shutil.which("make") is None:
+        mends = {ZIG: MEND, GCC: f"'sudo apt install {package}'"}
+        named = [
+            mends[name] for name in COMPILERS if wanted in (None, name) and (gcc or name == ZIG)
+        ]
+        raise Missing(f"{board}: there is no compiler for it, or no make", " or ".join(named))
+    return found[0]
+
+
+def compiled(folder: Path, board: str, target: str = PROGRAM, by: str | None = None) -> bytes:
+    """The executable or the library of a generated folder for a board, by `cross_compiler`.
+
+    Raises UsageError for unknown boards and targets, Missing without a compiler or make, BadInput
+    with the compiler's first complaint.
     """
     chosen = board_of(board)
     if target not in PRODUCTS:
         raise unknown("target", target, PRODUCTS)
-    if importlib.util.find_spec("ziglang") is None or shutil.which("make") is None:
-        raise Missing(f"{board}: there is no compiler for it, or no make", MEND)
+    by = cross_compiler(board, by)
     options = ["LDFLAGS=-s"] if target == LIBRARY else []
-    compiler = chosen.compiler(target)
-    return made(Sources.of(folder), target, compiler, options, f"Zig for a {board}")
+    name = {ZIG: "Zig", GCC: "gcc"}[by]
+    return made(
+        Sources.of(folder), target, chosen.compiler(target, by), options, f"{name} for a {board}"
+    )
 
 
-def build(folder: Path, board: str, target: str = PROGRAM, into: Path | None = None) -> Path:
+def version_of(board: str, by: str) -> str:
+    """One of COMPILERS by name and version, as it is here."""
+    if by == ZIG:
+        return f"Zig {version('ziglang')}"
+    command = board_of(board).gcc[0]
+    done = subprocess.run([command, "-dumpfullversion"], capture_output=True, text=True, check=True)
+    return f"{command} {done.stdout.strip()}"
+
+
+def cross_glibc(board: str) -> str:
+    """The version of glibc that gcc's programs for a board contain, as its headers have it."""
+    asked = "#include <features.h>\n__GLIBC__ __GLIBC_MINOR__\n"
+    command = [*board_of(board).gcc, "-E", "-P", "-"]
+    done = subprocess.run(command, input=asked, capture_output=True, text=True, check=True)
+    return ".".join(done.stdout.split()[-2:])
+
+
+def build(
+    folder: Path,
+    board: str,
+    target: str = PROGRAM,
+    into: Path | None = None,
+    by: str | None = None,
+) -> Path:
     """As `compiled`, in a file that comes to lie in `into`, by default a folder in `folder` that is
     named by the processor.
     """
-    content = compiled(folder, board, target)
+    content = compiled(folder, board, target, by)
     place = (into or folder / board_of(board).binary) / PRODUCTS[target]
     place.parent.mkdir(parents=True, exist_ok=True)
     place.write_bytes(content)
