@@ -37,10 +37,12 @@ def bench_run(
 
     What is timed is the bundle of `order`: by default one for this machine with all that has been
     exported, or, where there is no compiler, without C. It is packed for this alone. Each choice
-    has a process of its own. Returns the model card that is saved in the run. Raises Missing, and
-    the errors of packaging.
+    has a process of its own. Returns the model card that is saved in the run; a dry run, nothing.
+    Raises Missing, and the errors of packaging.
     """
     order = order or _order(run)
+    if not run.wants(BENCH):
+        return {}
     with tempfile.TemporaryDirectory() as folder:
         work = Path(folder)
         copy = RunFolder(work / run.name, deepcopy(run.record))

@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from .errors import BadInput, Missing, first_line
-from .run_folder import write_atomically
+from .files import write_atomically
 
 UNKNOWN = "0" * 64  # in place of a checkpoint's own SHA-256 while that is computed
 

@@ -22,6 +22,7 @@ from .cli_deploy import deploy
 from .cli_evaluate import calibrate, evaluate
 from .cli_machine import completion, doctor
 from .cli_options import (
+    DRY_RUN,
     FORMAT,
     FORMATS,
     JSON,
@@ -32,6 +33,7 @@ from .cli_options import (
     given_options,
     print_json,
     shape_of,
+    show_plan,
     split,
     training,
     training_options,
@@ -126,9 +128,16 @@ def main(debug: bool) -> None:
 @click.option("--overwrite", is_flag=True, help="Replace the weights of a run that has some.")
 @click.option("--tensorboard", is_flag=True, help="Write event files for TensorBoard, too.")
 @click.option("--qat", is_flag=True, help="Train a trained run's int8 program on, in int8.")
+@DRY_RUN
 @JSON
 def train(
-    resume: bool, overwrite: bool, tensorboard: bool, qat: bool, as_json: bool, **options: Any
+    resume: bool,
+    overwrite: bool,
+    tensorboard: bool,
+    qat: bool,
+    dry_run: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Train a network and freeze it. With --qat: from the float program of a run that is trained,
     few epochs in which every value is rounded as int8 does; --epochs, --lr and --seed are of that.
@@ -141,7 +150,7 @@ def train(
       pipeline train --qat --run lenet5-mnist
     """
     if qat:
-        train_in_int8(options, resume or overwrite or tensorboard, as_json)
+        train_in_int8(options, resume or overwrite or tensorboard, dry_run, as_json)
         return
     from .network import find_network
     from .train_stage import assist
@@ -149,7 +158,7 @@ def train(
 
     with joined() as workers:
         if workers.first:
-            _train(workers, resume, overwrite, tensorboard, as_json, options)
+            _train(workers, resume, overwrite, tensorboard, dry_run, as_json, options)
             return
         given: tuple[str, TrainConfig] = workers.broadcast(None)
         name, config = given
@@ -162,6 +171,7 @@ def _train(
     resume: bool,
     overwrite: bool,
     tensorboard: bool,
+    dry_run: bool,
     as_json: bool,
     options: dict[str, Any],
 ) -> None:
@@ -169,12 +179,12 @@ def _train(
     from . import checkpoint
     from .console import TrainingProgress, say
     from .network import find_network
-    from .run_folder import CHECKPOINT, RunFolder
+    from .run_folder import CHECKPOINT, METRICS, RunFolder
     from .train import choose_device
     from .train_stage import WEIGHTS, train_run
 
     if resume:
-        run = RunFolder.open(options["run_name"])
+        run = RunFolder.open(options["run_name"], dry_run)
         saved = checkpoint.read(run.path / CHECKPOINT)
         config = saved.config
         _refuse_other_settings(dataclasses.asdict(config), options)
@@ -191,7 +201,7 @@ def _train(
                 say(f"{name}: {then} then, {now.get(name)} now; the last bits will differ")
     else:
         network, config, name = training(options)
-        run = RunFolder.create(name, network.name)
+        run = RunFolder.create(name, network.name, dry_run)
         if WEIGHTS in run.record["artefacts"] and not overwrite:
             raise UsageError(
                 f"run {name} is trained already",
@@ -202,6 +212,13 @@ def _train(
                 f"run {name} has an interrupted training",
                 "give --resume to go on with it, or --overwrite to start anew",
             )
+    if dry_run:
+        if workers.count > 1:
+            raise UsageError("--dry-run under torchrun", "give it without torchrun")
+        for file in (METRICS, WEIGHTS, run.artefact("fp32", "pt2")):
+            run.wants(file)
+        show_plan(run, as_json)
+        return
     workers.broadcast((run.name, config))
     with TrainingProgress(config.epochs) as progress:
         facts = train_run(
@@ -254,6 +271,7 @@ def _refuse_other_settings(known: dict[str, Any], options: dict[str, Any]) -> No
     help="Where C of FILE goes.",
 )
 @click.option("--overwrite", is_flag=True, help="Replace C that is in FOLDER already.")
+@DRY_RUN
 @JSON
 def export(
     file: Path | None,
@@ -262,6 +280,7 @@ def export(
     precisions: str,
     output: Path | None,
     overwrite: bool,
+    dry_run: bool,
     as_json: bool,
 ) -> None:
     """Export a run to the files that runtimes read; int8 quantizes first where need be. Or generate
@@ -274,6 +293,8 @@ def export(
       pipeline export some-model.onnx --format c -o some-model-c
     """
     if file is not None:
+        if dry_run:
+            raise UsageError("--dry-run is for a run, not for a FILE", "leave it out")
         _export_file(file, run_name, formats, precisions, output, overwrite, as_json)
         return
     if output is not None or overwrite:
@@ -283,8 +304,11 @@ def export(
     from .export import export_run
     from .run_folder import RunFolder
 
-    run = RunFolder.open(run_name)
+    run = RunFolder.open(run_name, dry_run)
     made = export_run(run, *chosen)
+    if dry_run:
+        show_plan(run, as_json)
+        return
     if as_json:
         files = [
             {"file": str(run.path / name), "made": new, "bytes": run.entry(name)["bytes"]}
@@ -351,9 +375,16 @@ for command in OTHERS:
 @PRECISION
 @click.option("--images", type=int, default=1000, show_default=True, help="As for verify.")
 @click.option("--overwrite", is_flag=True, help="Train a run anew that has other weights.")
+@DRY_RUN
 @JSON
 def run(
-    formats: str, precisions: str, images: int, overwrite: bool, as_json: bool, **options: Any
+    formats: str,
+    precisions: str,
+    images: int,
+    overwrite: bool,
+    dry_run: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """All stages in order: train, quantize, export, verify, package, bench, report. What is current
     is skipped.
@@ -375,11 +406,12 @@ def run(
     from .run_folder import RunFolder
     from .verify.show import show_verification
 
-    folder = RunFolder.create(name, network.name)
+    folder = RunFolder.create(name, network.name, dry_run)
 
     def done(stage: Stage) -> None:
         state = f"done in {stage.seconds:.1f} s" if stage.made else "skipped, nothing has changed"
-        say(f"{stage.name}: {state}")
+        if not dry_run:
+            say(f"{stage.name}: {state}")
 
     with TrainingProgress(config.epochs) as progress:
         stages, report = run_all(
@@ -393,8 +425,11 @@ def run(
             on_batch=progress.on_batch,
             on_epoch=progress.on_epoch,
             on_step=say,
-            on_report=lambda report: None if as_json else show_verification(report),
+            on_report=lambda report: None if as_json or dry_run else show_verification(report),
         )
+    if dry_run:
+        show_plan(folder, as_json)
+        return
     bundle = folder.path / bundle_name(folder)
     if as_json:
         print_json(

@@ -7,7 +7,18 @@ from typing import Any
 
 import click
 
-from .cli_options import FORMAT, FORMATS, JSON, PRECISION, PRECISIONS, RUN, print_json, split
+from .cli_options import (
+    DRY_RUN,
+    FORMAT,
+    FORMATS,
+    JSON,
+    PRECISION,
+    PRECISIONS,
+    RUN,
+    print_json,
+    show_plan,
+    split,
+)
 from .errors import UsageError
 
 
@@ -25,9 +36,15 @@ from .errors import UsageError
 @click.option("--challenges", is_flag=True, help="Also on images that are harder to recognise.")
 @click.option("--images", type=int, help="Of the challenges, at most. Default: all test images.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the challenges.")
+@DRY_RUN
 @JSON
 def evaluate(
-    run_name: str | None, formats: str, precisions: str, as_json: bool, **options: Any
+    run_name: str | None,
+    formats: str,
+    precisions: str,
+    dry_run: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Accuracy of every artefact on all test images, in the runtimes that it has on a device; exit
     code 1 when one is further below the fp32 program than --max-drop.
@@ -49,9 +66,12 @@ def evaluate(
     from .evaluation.show import show_evaluation
     from .run_folder import RunFolder
 
-    run = RunFolder.open(run_name)
+    run = RunFolder.open(run_name, dry_run)
     with Steps() as steps:
         report = evaluate_run(run, *chosen, **options, on_step=steps)
+    if dry_run:
+        show_plan(run, as_json)
+        return
     if as_json:
         print_json(report)
     else:
@@ -67,8 +87,9 @@ def evaluate(
 
 @click.command()
 @RUN
+@DRY_RUN
 @JSON
-def calibrate(run_name: str | None, as_json: bool) -> None:
+def calibrate(run_name: str | None, dry_run: bool, as_json: bool) -> None:
     """Make probabilities mean what they say: fit a temperature on validation images, for the
     contract of everything that is exported from now on. Answers stay what they are.
 
@@ -80,8 +101,11 @@ def calibrate(run_name: str | None, as_json: bool) -> None:
     from .evaluation.calibration import calibrate_run
     from .run_folder import RunFolder
 
-    run = RunFolder.open(run_name)
+    run = RunFolder.open(run_name, dry_run)
     report = calibrate_run(run)
+    if dry_run:
+        show_plan(run, as_json)
+        return
     if as_json:
         print_json(report)
         return

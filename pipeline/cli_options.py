@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from .checkpoint import TrainConfig
     from .network import Network
     from .package import Order
+    from .run_folder import RunFolder
 
 FORMATS = ("onnx", "tflite", "c")
 PRECISIONS = ("fp32", "int8")
@@ -190,6 +191,26 @@ def print_json(document: Any) -> None:
 
 RUN = click.option("--run", "run_name", metavar="NAME", help="The run (default: the newest).")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
+DRY_RUN = click.option(
+    "--dry-run", is_flag=True, help="Tell which files would be written, and write none."
+)
+
+
+def show_plan(run: RunFolder, as_json: bool) -> None:
+    """What a dry run found."""
+    print_plan({run.path / name: action for name, action in (run.plan or {}).items()}, as_json)
+
+
+def print_plan(plan: dict[Path, str], as_json: bool) -> None:
+    """What a dry run would do to each file."""
+    if as_json:
+        files = [{"file": str(path), "action": action} for path, action in plan.items()]
+        print_json({"dry_run": True, "files": files})
+        return
+    for path, action in plan.items():
+        click.echo(f"{path}  {action}")
+
+
 FORMAT = click.option(
     "--format",
     "formats",

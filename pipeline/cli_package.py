@@ -7,7 +7,16 @@ from typing import Any
 
 import click
 
-from .cli_options import JSON, PRECISION, RUN, given_options, order_of, print_json
+from .cli_options import (
+    DRY_RUN,
+    JSON,
+    PRECISION,
+    RUN,
+    given_options,
+    order_of,
+    print_json,
+    show_plan,
+)
 from .errors import UsageError
 
 
@@ -50,8 +59,9 @@ from .errors import UsageError
     help="With --check: whose signature it must have. 'openssl pkey -in PRIVATE.pem -pubout' "
     "prints the public key.",
 )
+@DRY_RUN
 @JSON
-def package(as_json: bool, **options: Any) -> None:
+def package(dry_run: bool, as_json: bool, **options: Any) -> None:
     """Pack what was verified into a bundle for a board; without --target for any 64-bit Linux.
 
     \b
@@ -74,8 +84,11 @@ def package(as_json: bool, **options: Any) -> None:
     target = options["target"]
     order = order_of(options, target, options["system"])
     key = signing_key(options["sign"]) if options["sign"] is not None else None
-    run = RunFolder.open(options["run_name"])
+    run = RunFolder.open(options["run_name"], dry_run)
     made = package_run(run, order, key, on_note=say)
+    if dry_run:
+        show_plan(run, as_json)
+        return
     path = run.path / bundle_name(run, order.place, order.kind)
     size = run.entry(path.name)["bytes"]
     if as_json:

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from .cli_options import JSON, RUN, given_options, print_json
+from .cli_options import DRY_RUN, JSON, RUN, given_options, print_json, show_plan
 from .errors import UsageError
 
 
@@ -47,6 +47,7 @@ def _show_tried(tried: list[dict[str, Any]]) -> None:
     default=None,
     help="Take the mean error of each layer out of its bias. Default: both are tried.",
 )
+@DRY_RUN
 @JSON
 def quantize(
     run_name: str | None,
@@ -54,6 +55,7 @@ def quantize(
     calibration_seed: int,
     observer: str,
     bias_correction: bool | None,
+    dry_run: bool,
     as_json: bool,
 ) -> None:
     """Quantize a run's float program to int8, calibrated on training images. Of what is tried, the
@@ -68,9 +70,12 @@ def quantize(
     from .quantization import Calibration, quantize_run
     from .run_folder import RunFolder
 
-    run = RunFolder.open(run_name)
+    run = RunFolder.open(run_name, dry_run)
     calibration = Calibration(calibration_size, calibration_seed, observer, bias_correction)
     made = quantize_run(run, calibration)
+    if dry_run:
+        show_plan(run, as_json)
+        return
     name = run.artefact("int8", "pt2")
     path, tried = run.path / name, run.entry(name)["facts"]["tried"]
     if as_json:
@@ -83,8 +88,9 @@ def quantize(
 
 @click.command()
 @RUN
+@DRY_RUN
 @JSON
-def sensitivity(run_name: str | None, as_json: bool) -> None:
+def sensitivity(run_name: str | None, dry_run: bool, as_json: bool) -> None:
     """Measure what each layer of a run's int8 program costs: quantized alone, the others in float,
     on validation images. The report draws it.
 
@@ -96,8 +102,11 @@ def sensitivity(run_name: str | None, as_json: bool) -> None:
     from .quantization.sensitivity import sensitivity_run
     from .run_folder import RunFolder
 
-    run = RunFolder.open(run_name)
+    run = RunFolder.open(run_name, dry_run)
     found = sensitivity_run(run)
+    if dry_run:
+        show_plan(run, as_json)
+        return
     if as_json:
         print_json({"run": run.name, **found})
         return
@@ -121,7 +130,7 @@ def sensitivity(run_name: str | None, as_json: bool) -> None:
 OF_QAT = {"run_name", "epochs", "lr", "seed"}
 
 
-def train_in_int8(options: dict[str, Any], others: bool, as_json: bool) -> None:
+def train_in_int8(options: dict[str, Any], others: bool, dry_run: bool, as_json: bool) -> None:
     """`pipeline train --qat`. Raises UsageError for options that only a training in float has."""
     float_only = options.keys() - OF_QAT
     wrong = ", ".join(
@@ -136,7 +145,7 @@ def train_in_int8(options: dict[str, Any], others: bool, as_json: bool) -> None:
     from .quantization.training import FineTuning, qat_run
     from .run_folder import RunFolder
 
-    run = RunFolder.open(options["run_name"])
+    run = RunFolder.open(options["run_name"], dry_run)
     named = {"epochs": options["epochs"], "learning_rate": options["lr"], "seed": options["seed"]}
     tuning = FineTuning(**{name: value for name, value in named.items() if value is not None})
 
@@ -147,6 +156,9 @@ def train_in_int8(options: dict[str, Any], others: bool, as_json: bool) -> None:
         )
 
     tried = qat_run(run, tuning, told)
+    if dry_run:
+        show_plan(run, as_json)
+        return
     path = run.path / run.artefact("int8", "pt2")
     if as_json:
         print_json({"run": run.name, "file": str(path), "tried": tried})

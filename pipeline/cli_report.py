@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .cli_options import JSON, RUN, print_json
+from .cli_options import DRY_RUN, JSON, RUN, print_json, show_plan
 from .errors import UsageError
 
 
@@ -16,8 +16,9 @@ from .errors import UsageError
 @click.option(
     "--count", type=int, default=1000, show_default=True, help="Inferences to time, each way."
 )
+@DRY_RUN
 @JSON
-def bench(run_name: str | None, count: int, as_json: bool) -> None:
+def bench(run_name: str | None, count: int, dry_run: bool, as_json: bool) -> None:
     """Time a run's files on this machine, as the runner's own bench does on a device.
 
     \b
@@ -31,11 +32,14 @@ def bench(run_name: str | None, count: int, as_json: bool) -> None:
     from .deployment.show import show_latencies
     from .run_folder import RunFolder
 
-    run = RunFolder.open(run_name)
+    run = RunFolder.open(run_name, dry_run)
     with Steps() as steps:
         card = bench_run(run, count, on_row=lambda row: steps(f"timed {row.choice}"))
-    if as_json:
+    if dry_run:
+        show_plan(run, as_json)
+    elif as_json:
         print_json(card)
+    if dry_run or as_json:
         return
     show_latencies("this machine", card)
     for choice, reason in card["unusable"].items():
@@ -49,8 +53,11 @@ def bench(run_name: str | None, count: int, as_json: bool) -> None:
 @RUN
 @click.option("--open", "show", is_flag=True, help="Show it in the browser.")
 @click.option("--model-card", is_flag=True, help="A model card in Markdown, too.")
+@DRY_RUN
 @JSON
-def report(run_name: str | None, show: bool, model_card: bool, as_json: bool) -> None:
+def report(
+    run_name: str | None, show: bool, model_card: bool, dry_run: bool, as_json: bool
+) -> None:
     """Write a run's report: one HTML file that needs nothing else, and its facts as JSON.
 
     \b
@@ -62,8 +69,11 @@ def report(run_name: str | None, show: bool, model_card: bool, as_json: bool) ->
     from .report import CARD, PAGE, report_run
     from .run_folder import RunFolder
 
-    run = RunFolder.open(run_name)
+    run = RunFolder.open(run_name, dry_run)
     facts = report_run(run, card=model_card)
+    if dry_run:
+        show_plan(run, as_json)
+        return
     if as_json:
         print_json(facts)
     else:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from .cli_options import JSON, print_json, subject_options, training
+from .cli_options import DRY_RUN, JSON, print_json, print_plan, subject_options, training
 from .errors import UsageError
 
 if TYPE_CHECKING:
@@ -20,9 +20,15 @@ if TYPE_CHECKING:
     "--trials", type=int, default=20, show_default=True, help="Until the study has so many."
 )
 @click.option("--storage", metavar="URL", help="Database of the study. Default: SQLite in runs/.")
+@DRY_RUN
 @JSON
 def sweep(
-    study: str | None, trials: int, storage: str | None, as_json: bool, **options: Any
+    study: str | None,
+    trials: int,
+    storage: str | None,
+    dry_run: bool,
+    as_json: bool,
+    **options: Any,
 ) -> None:
     """Search for the settings that train best, by accuracy on validation images.
 
@@ -38,9 +44,13 @@ def sweep(
         raise UsageError(f"--trials {trials}", "give 1 or more")
     network, config, name = training(options)
     from .console import say
-    from .sweep import as_document
+    from .sweep import as_document, planned
     from .sweep import sweep as search
     from .sweep_pictures import draw
+
+    if dry_run:
+        print_plan(planned(study or name, storage), as_json)
+        return
 
     def told(trial: Trial) -> None:
         accuracy = trial.validation_accuracy

@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from .cli_options import (
+    DRY_RUN,
     FORMAT,
     FORMATS,
     JSON,
@@ -18,6 +19,7 @@ from .cli_options import (
     flags,
     given_options,
     print_json,
+    show_plan,
     split,
 )
 from .errors import UsageError, unknown
@@ -45,6 +47,7 @@ OPERATORS = ("conv", "max-pool", "avg-pool", "relu", "sigmoid", "tanh")
     metavar="FOLDER",
     help="ops: write a program that shows each defect alone.",
 )
+@DRY_RUN
 @JSON
 def verify(what: tuple[str, ...], **options: Any) -> None:
     """Judge every file of a run against the reference, layer by layer. Exit code 1 when one fails.
@@ -84,7 +87,7 @@ def verify(what: tuple[str, ...], **options: Any) -> None:
 
 def _refuse_misplaced(what: tuple[str, ...]) -> None:
     """An option that means nothing for what is verified is an error, not ignored."""
-    of_runs = {"run_name", "formats", "precisions", "self_check"}
+    of_runs = {"run_name", "formats", "precisions", "self_check", "dry_run"}
     of_operators = {"operators", "full", "reproducers"}
     if what == ("ops",):
         wrong, name = of_runs | {"images", "require", "seed"}, "ops"
@@ -111,11 +114,14 @@ def _verify_run(
     from .verify import verify_run
     from .verify.show import show_verification
 
-    run = RunFolder.open(options["run_name"])
+    run = RunFolder.open(options["run_name"], options["dry_run"])
     with Steps() as steps:
         report = verify_run(
             run, options["images"], formats, precisions, options["seed"], require, on_step=steps
         )
+    if options["dry_run"]:
+        show_plan(run, options["as_json"])
+        return
     if options["as_json"]:
         print_json(report)
     else:
@@ -134,10 +140,13 @@ def _self_check(
     from .verify.self_check import self_check
     from .verify.show import show_self_check
 
-    run = RunFolder.open(options["run_name"])
+    run = RunFolder.open(options["run_name"], options["dry_run"])
     images = options["images"] if "images" in given_options() else 100
     with Steps() as steps:
         report = self_check(run, formats, precisions, images, options["seed"], on_step=steps)
+    if options["dry_run"]:
+        show_plan(run, options["as_json"])
+        return
     if options["as_json"]:
         print_json(report)
     else:

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 
 from .checkpoint import Epoch
 from .errors import BadInput, Missing
-from .run_folder import EVENTS, METRICS, write_atomically
+from .files import write_atomically
+from .run_folder import EVENTS, METRICS
 
 if TYPE_CHECKING:
     from tensorboardX import SummaryWriter

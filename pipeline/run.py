@@ -19,11 +19,11 @@ from .network import Network
 from .package import Order, bundle_name, package_run
 from .package.order import PACKED
 from .quantization import quantize_run
-from .report import PAGE, is_current, report_run
-from .run_folder import CHECKPOINT, RunFolder
+from .report import FACTS, PAGE, is_wanted, report_run
+from .run_folder import CHECKPOINT, UNCHANGED, RunFolder
 from .train import OnBatch, OnEpoch
 from .train_stage import WEIGHTS, train_run, training_config
-from .verify import REPORT, verify_config, verify_run
+from .verify import REPORT, run_files, verify_config, verify_run
 
 
 @dataclass(frozen=True)
@@ -60,7 +60,7 @@ def run_all(
     on_report: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> tuple[list[Stage], dict[str, Any]]:
     """Train, quantize, export, verify, package, bench and report. Returns the stages and the
-    verification report.
+    verification report; a dry run, nothing.
 
     An interrupted training goes on from its checkpoint. Raises VerificationFailed before packaging
     when an artefact is not what its program is.
@@ -77,6 +77,8 @@ def run_all(
                 f"run {run.name} has weights from another training, network or data",
                 "give another --run NAME, or --overwrite to train it anew",
             )
+        if [name for name in files["train"] if run.wants(name)] != files["train"]:
+            return False
         path = run.path / CHECKPOINT
         resume = not overwrite and path.is_file() and checkpoint.read(path).config == config
         train_run(
@@ -91,8 +93,9 @@ def run_all(
         return True
 
     def verify() -> bool:
-        wanted = verify_config(images, formats, precisions)
-        if run.is_current(REPORT, wanted) and run.entry(REPORT)["facts"]["passed"]:
+        known = run.record["artefacts"].get(REPORT)
+        passed = known is not None and known["facts"]["passed"]
+        if not run.wants(REPORT, verify_config(images, formats, precisions) if passed else None):
             return False
         verify_run(run, images, formats, precisions, on_step=on_step)
         return True
@@ -112,14 +115,23 @@ def run_all(
             return False
         known = run.record["artefacts"].get(BENCH, {}).get("config", {})
         native = known.get("native", False)  # timed with C, too, by `pipeline bench`: better
-        if run.is_current(BENCH, known if native else bench_config(order)):
+        if not run.wants(BENCH, known if native else bench_config(order)):
             return False
         bench_run(run, order=order)
         return True
 
     def report() -> bool:
-        return not is_current(run) and bool(report_run(run))
+        return is_wanted(run) and bool(report_run(run))
 
+    files = {
+        "train": [WEIGHTS, run.artefact("fp32", "pt2")],
+        "quantize": [run.artefact(p, "pt2") for p in precisions if p == "int8"],
+        "export": run_files(run, formats, precisions),
+        "verify": [REPORT],
+        "package": [bundle_name(run)],
+        "bench": [BENCH] if set(formats) & set(PACKED) else [],
+        "report": [PAGE, FACTS],
+    }
     stages: list[Stage] = []
     for name, stage in (
         ("train", train),
@@ -130,8 +142,14 @@ def run_all(
         ("bench", bench),
         ("report", report),
     ):
+        if run.plan is not None and set(run.plan.values()) - {UNCHANGED}:
+            for file in files[name]:  # what comes after something new is new
+                run.wants(file)
+            continue
         started = time.perf_counter()
         stages.append(Stage(name, stage(), time.perf_counter() - started))
         on_done(stages[-1])
+    if run.plan is not None:
+        return [], {}
     run.need(bundle_name(run))
     return stages, run.read_json(REPORT)

@@ -7,19 +7,19 @@ older than its source is an error that names the command to run, never a silent 
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import secrets
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .errors import BadInput, Missing, UsageError, unknown
+from .files import digest_of, replace_folder, replacing, write_atomically
 
 RECORD = "run.json"
 CHECKPOINT = "checkpoint.safetensors"
@@ -33,10 +33,12 @@ OF_COMMANDS = {  # what a command of its own makes
     "bench.json": "bench",
     "evaluation.json": "evaluate",
     "calibration.json": "calibrate",
+    "sensitivity.json": "sensitivity",
     "report.html": "report",
     "report.json": "report",
     "model-card.md": "report --model-card",
 }
+NEW, REPLACED, UNCHANGED = "new", "replaced", "unchanged"  # what a plan says of a file
 ENTRY = {"sha256", "bytes", "config", "inputs", "made", "facts"}  # what is known of an artefact
 
 
@@ -45,79 +47,16 @@ def runs_root() -> Path:
     return Path(os.environ.get("PIPELINE_RUNS_DIR", "runs"))
 
 
-def sha256_file(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file's bytes."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def sha256_files(folder: Path, names: Sequence[str]) -> str:
-    """SHA-256 of some of a folder's files, names and bytes. Raises FileNotFoundError."""
-    digests = [f"{sha256_file(folder / name)}  {name}\n" for name in sorted(names)]
-    return hashlib.sha256("".join(digests).encode()).hexdigest()
-
-
-def _digest(path: Path, files: Sequence[str] | None) -> str:
-    """Of a file; or of a folder, in which only `files` count: what is built there may come and go.
-    Nothing where a file is gone.
-    """
-    try:
-        return sha256_file(path) if files is None else sha256_files(path, files)
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
-        return ""
-
-
-def replace_folder(source: Path, place: Path) -> None:
-    """A finished folder to where an older one may be, which then is gone. Raises OSError, and then
-    the older one is still there.
-    """
-    old = place.with_name(f".{place.name}.{secrets.token_hex(4)}.old")
-    if place.exists():
-        place.replace(old)
-    try:
-        source.replace(place)
-    except OSError:
-        if old.exists():
-            old.replace(place)
-        raise
-    shutil.rmtree(old, ignore_errors=True)
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` that replaces it, whole, when the block succeeds.
-
-    Whatever happens, `path` is the old file or the new one. Raises BadInput where it cannot be
-    written.
-    """
-    # The suffix stays last: exporters look at it.
-    temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.tmp{path.suffix}")
-    try:
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise BadInput(
-            f"{path}: cannot be written ({error.strerror or error})",
-            "make room, or give another place with PIPELINE_RUNS_DIR",
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_atomically(path: Path, content: bytes) -> None:
-    """Replace `path` by `content`, whole or not at all."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(content)
-
-
 @dataclass
 class RunFolder:
-    """A run on disk. `record` mirrors run.json; `commit` is its writer."""
+    """A run on disk. `record` mirrors run.json; `commit` is its writer.
+
+    With a `plan` nothing is made: it says of each file what making it would do.
+    """
 
     path: Path
     record: dict[str, Any] = field(default_factory=dict)
+    plan: dict[str, str] | None = None
 
     @property
     def name(self) -> str:
@@ -136,11 +75,21 @@ class RunFolder:
         return channels, height, width
 
     @classmethod
-    def create(cls, name: str, model: str) -> RunFolder:
-        """A folder to work in, new or there already. Raises UsageError or BadInput."""
+    def create(cls, name: str, model: str, dry_run: bool = False) -> RunFolder:
+        """A folder to work in, new or there already. A dry run has a plan, and writes nothing.
+        Raises UsageError or BadInput.
+        """
         if not name or name != Path(name).name or name.startswith("."):
             raise UsageError(f"{name!r} is no name for a run", "give a plain name, like 'trial-2'")
         path = runs_root() / name
+        if (path / RECORD).exists():
+            run = cls.open(name, dry_run)
+            run.record["model"] = model
+            return run
+        run = cls(path, {"schema": SCHEMA, "model": model, "artefacts": {}})
+        if dry_run:
+            run.plan = {}
+            return run
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -148,17 +97,14 @@ class RunFolder:
                 f"{path}: cannot be created ({error.strerror})",
                 "give another place with PIPELINE_RUNS_DIR",
             ) from error
-        if (path / RECORD).exists():
-            run = cls.open(name)
-            run.record["model"] = model
-            return run
-        run = cls(path, {"schema": SCHEMA, "model": model, "artefacts": {}})
         run._save()
         return run
 
     @classmethod
-    def open(cls, name: str | None = None) -> RunFolder:
-        """The named run, or the newest. Raises Missing, UsageError or BadInput."""
+    def open(cls, name: str | None = None, dry_run: bool = False) -> RunFolder:
+        """The named run, or the newest. A dry run has a plan. Raises Missing, UsageError or
+        BadInput.
+        """
         records = list(runs_root().glob(f"*/{RECORD}"))
         if not records:
             raise Missing(f"no run in {runs_root()}/", "run 'pipeline train'")
@@ -178,7 +124,8 @@ class RunFolder:
             for entry in record["artefacts"].values():
                 if not (set(entry) >= ENTRY and isinstance(entry["inputs"], dict)):
                     raise ValueError("an artefact's entry is incomplete")
-            return cls(path, record | {"model": str(record["model"])})
+            plan: dict[str, str] | None = {} if dry_run else None
+            return cls(path, record | {"model": str(record["model"])}, plan)
         except (ValueError, KeyError, TypeError, OSError) as error:
             reason = f"it lacks {error}" if isinstance(error, KeyError) else error
             raise BadInput(
@@ -249,7 +196,7 @@ class RunFolder:
         path = self.path / filename
         if not path.exists():
             raise Missing(f"{path}: the file is gone", mend)
-        if _digest(path, entry.get("files")) != entry["sha256"]:
+        if digest_of(path, entry.get("files")) != entry["sha256"]:
             raise BadInput(
                 f"{path}: changed by hand or damaged (its SHA-256 is not the recorded one)", mend
             )
@@ -267,6 +214,17 @@ class RunFolder:
             return False
         return bool(self.entry(filename)["config"] == json.loads(json.dumps(config)))
 
+    def wants(self, filename: str, config: dict[str, Any] | None = None) -> bool:
+        """Whether an artefact is to be made: it is not current, or always is made anew (None).
+        With a plan it is noted there, and nothing is to be made.
+        """
+        wanted = config is None or not self.is_current(filename, config)
+        if self.plan is None:
+            return wanted
+        there = REPLACED if (self.path / filename).exists() else NEW
+        self.plan[filename] = there if wanted else UNCHANGED
+        return False
+
     def commit(
         self,
         temporary: dict[str, Path],
@@ -283,7 +241,7 @@ class RunFolder:
         digests = {source: self.entry(source)["sha256"] for source in inputs}
         for filename, path in temporary.items():
             files = sorted(p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file())
-            digest = _digest(path, files or None)
+            digest = digest_of(path, files or None)
             size = sum((path / name).stat().st_size for name in files or [""])
             if path.is_dir():
                 replace_folder(path, self.path / filename)

@@ -18,8 +18,9 @@ import torch
 from .checkpoint import Epoch, TrainConfig, option_of
 from .data import Dataset, load_dataset
 from .errors import BadInput, UsageError, VerificationFailed
+from .files import write_atomically
 from .network import Network
-from .run_folder import runs_root, write_atomically
+from .run_folder import NEW, REPLACED, RunFolder, runs_root
 from .study_storage import need_optuna, reaching
 from .train import fit
 from .train_stage import fitting
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     import optuna
 
 RESULT = "sweep.json"
+DATABASE = "study.db"  # where no other storage is given
+PICTURES = ("history.png", "importance.png")
 # What is searched: least and most.
 LEARNING_RATE = (0.2, 5.0)  # times the model's
 WEIGHT_DECAY = (0.002, 0.5)
@@ -65,6 +68,7 @@ class Sweep:
     trials: tuple[Trial, ...]
     importance: dict[str, float]
     command: str  # trains with the best settings
+    subject: dict[str, Any]  # what all trials have in common, as `_subject` has it
 
     @property
     def best(self) -> Trial | None:
@@ -111,9 +115,7 @@ def sweep(
     before. Raises UsageError, Missing, BadInput, Interrupted.
     """
     optuna = need_optuna()
-    if not name or name != Path(name).name or name.startswith("."):
-        raise UsageError(f"{name!r} is no name for a study", "give a plain name, like 'lenet-2'")
-    folder = runs_root() / f"sweep-{name}"
+    folder = folder_of(name)
     place = Path(usual.data_dir) if usual.data_dir else None
     dataset = load_dataset(usual.dataset, network.input_shape, usual.seed, place)
     network.build(len(dataset.labels))  # what cannot be built is better known now
@@ -124,7 +126,7 @@ def sweep(
             f"{folder}: cannot be created ({error.strerror})",
             "give another place with PIPELINE_RUNS_DIR",
         ) from error
-    url = storage or f"sqlite:///{folder / 'study.db'}"
+    url = storage or f"sqlite:///{folder / DATABASE}"
     with reaching(url) as shown:
         # Two machines may well wait for one another's SQLite.
         engine = {"connect_args": {"timeout": 60}} if url.startswith("sqlite") else {}
@@ -137,7 +139,8 @@ def sweep(
             direction="maximize",
             load_if_exists=True,
         )
-        _same_study(study, _subject(network, usual, dataset))
+        subject = _subject(network, usual, dataset)
+        _same_study(study, subject)
         done = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
         while sum(t.state in done for t in study.get_trials(deepcopy=False)) < trials:
             trial = study.ask()
@@ -154,11 +157,26 @@ def sweep(
             tuple(_trial(t) for t in study.trials),
             _importance(study, usual.seed),
             command="",
+            subject=subject,
         )
     best = result.best
     result = replace(result, command=_command(network, usual, best))
     write_atomically(folder / RESULT, (json.dumps(as_document(result), indent=1) + "\n").encode())
     return result
+
+
+def folder_of(study: str) -> Path:
+    """Where a study's files are. Raises UsageError for what is no name of one."""
+    if not study or study != Path(study).name or study.startswith("."):
+        raise UsageError(f"{study!r} is no name for a study", "give a plain name, like 'lenet-2'")
+    return runs_root() / f"sweep-{study}"
+
+
+def planned(study: str, storage: str | None) -> dict[Path, str]:
+    """What a search would do to the files of a study."""
+    names = [*([] if storage else [DATABASE]), RESULT, *PICTURES]
+    paths = [folder_of(study) / name for name in names]
+    return {path: REPLACED if path.exists() else NEW for path in paths}
 
 
 def _try(
@@ -276,5 +294,33 @@ def as_document(result: Sweep) -> dict[str, Any]:
         "best": vars(result.best) if result.best else None,
         "command": result.command,
         "importance": result.importance,
+        "subject": result.subject,
         "trials": [vars(trial) for trial in result.trials],
     }
+
+
+def study_files(run: RunFolder) -> list[Path]:
+    """sweep.json of every study of a run's network on its data, by name. Raises BadInput."""
+    training = run.training
+    wanted = {key: training[key] for key in ("dataset_sha256", "source_sha256")}
+    wanted |= {key: training["config"][key] for key in ("model", "activation")}
+    found = []
+    for path in sorted(runs_root().glob(f"sweep-*/{RESULT}")):
+        subject = read_study(path).subject
+        if all(subject.get(key) == value for key, value in wanted.items()):
+            found.append(path)
+    return found
+
+
+def read_study(path: Path) -> Sweep:
+    """A study from its sweep.json. Raises BadInput."""
+    try:
+        document = json.loads(path.read_bytes())
+        trials = tuple(Trial(**trial) for trial in document["trials"])
+        names = ("study", "storage", "importance", "command", "subject")
+        return Sweep(folder=path.parent, trials=trials, **{name: document[name] for name in names})
+    except (ValueError, KeyError, TypeError) as error:
+        raise BadInput(
+            f"{path}: not what this version's 'pipeline sweep' writes ({error!r})",
+            "go on with the study: 'pipeline sweep' writes it anew",
+        ) from error

@@ -6,15 +6,15 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from .run_folder import replacing
-from .sweep import Sweep
+from .files import replacing
+from .sweep import PICTURES, Sweep
 
 
 def draw(result: Sweep) -> list[Path]:
     """importance.png, where the importance is known, and history.png, in the study's folder."""
-    figures = {"history.png": history(result)}
+    figures = {PICTURES[0]: history(result)}
     if result.importance:
-        figures["importance.png"] = importance(result)
+        figures[PICTURES[1]] = importance(result)
     for name, figure in figures.items():
         with replacing(result.folder / name) as temporary:
             figure.savefig(temporary, dpi=150)

@@ -33,6 +33,9 @@ settings.register_profile("house", deadline=None, derandomize=True)
 settings.load_profile("house")
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]
+# What `trained` was made with.
+WHOLE = ["--model", "lenet5-classic", "--epochs", "30", "--batch-size", "32"]
+WHOLE += ["--run", "small", "--images", "64"]
 
 
 def pipeline(*arguments: str, runs: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -58,9 +61,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = base / "trained"
     with FileLock(base / "trained.lock"):
         if not (runs / "report.json").exists():
-            options = ["--model", "lenet5-classic", "--epochs", "30", "--batch-size", "32"]
-            options += ["--run", "small", "--images", "64", "--json"]
-            done = pipeline("run", *options, runs=runs)
+            done = pipeline("run", *WHOLE, "--json", runs=runs)
             assert done.returncode == 0, done.stderr
             (runs / "report.json").write_text(done.stdout)
     return runs

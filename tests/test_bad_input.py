@@ -120,7 +120,7 @@ def test_a_run_record_changed_by_hand(cli: Cli, runs: Path) -> None:
 
 
 def test_a_failed_verification_is_not_packaged(cli: Cli, runs: Path) -> None:
-    from pipeline.run_folder import sha256_file
+    from pipeline.files import sha256_file
 
     folder = runs / "small"
     report = json.loads((folder / "verify.json").read_text())

@@ -10,7 +10,7 @@ import onnx
 import pytest
 from conftest import Cli
 
-from pipeline.run_folder import sha256_file
+from pipeline.files import sha256_file
 from pipeline.verify import remote, runtimes
 
 FILES = ["lenet5-classic-fp32.onnx", "lenet5-classic-fp32.tflite"]

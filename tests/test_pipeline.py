@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 import pytest
 import safetensors.numpy
-from conftest import Cli, pipeline
+from conftest import WHOLE, Cli, pipeline
 
 ARTEFACTS = [
     f"lenet5-classic-{p}.{kind}" for p in ("fp32", "int8") for kind in ("onnx", "tflite", "pt2")
@@ -35,8 +35,7 @@ def test_a_run_leaves_every_artefact_and_a_passed_verification(
 
 
 def test_a_second_run_skips_every_stage_and_says_so(cli: Cli) -> None:
-    options = ["--model", "lenet5-classic", "--epochs", "30", "--batch-size", "32"]
-    again = cli("run", *options, "--run", "small", "--images", "64", "--json")
+    again = cli("run", *WHOLE, "--json")
     assert again.returncode == 0, again.stderr
     assert not any(stage["made"] for stage in json.loads(again.stdout)["stages"])
     assert again.stderr.count("skipped, nothing has changed") == 7

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import Cli
+from conftest import WHOLE, Cli
 
 from pipeline.interval import wilson
 from pipeline.report.drawing import sheet
@@ -241,3 +241,53 @@ def test_a_network_of_colours_and_channels_has_its_pictures(runs: Path) -> None:
     assert set(seen.maps) == {"fp32", "int8"} and set(seen.maps["fp32"]) == set(seen.maps["int8"])
     assert all(each.low is not None for each in seen.activations)
     assert facts_of(run, seen)["quantization"]["layers"][0]["clipped"] <= 1
+
+
+def study_of(run: RunFolder, folder: Path, **other: Any) -> None:
+    """A study of the run's network on its data, as `pipeline sweep` leaves it."""
+    settings = {"learning_rate": 0.01, "batch_size": 64}
+    training = run.training
+    subject = {key: training[key] for key in ("dataset_sha256", "source_sha256")}
+    subject |= {key: training["config"][key] for key in ("model", "activation", "epochs")}
+    document = {
+        "study": folder.name.removeprefix("sweep-"),
+        "storage": "sqlite",
+        "command": "pipeline train --lr 0.01",
+        "importance": {"learning_rate": 0.75, "batch_size": 0.25},
+        "subject": subject | other,
+        "best": None,
+        "trials": [
+            {
+                "number": number,
+                "state": state,
+                "validation_accuracy": accuracy,
+                "epochs": 2,
+                "seconds": 1.0,
+                "settings": settings,
+            }
+            for number, (state, accuracy) in enumerate(
+                (("complete", 0.9), ("pruned", 0.5), ("complete", 0.95), ("pruned", None))
+            )
+        ],
+    }
+    folder.mkdir()
+    (folder / "sweep.json").write_text(json.dumps(document))
+
+
+def test_it_shows_the_studies_of_its_network_and_data(cli: Cli, runs: Path) -> None:
+    run = RunFolder.open("small")
+    assert cli("run", *WHOLE, "--dry-run").stdout.count("unchanged") > 5
+    study_of(run, runs / "sweep-mine")
+    study_of(run, runs / "sweep-other", dataset_sha256="0")
+    assert "report.html  replaced" in cli("run", *WHOLE, "--dry-run").stdout  # it lacks the study
+    done = cli("report", "--run", "small", "--json")
+    assert done.returncode == 0, done.stderr
+    (study,) = json.loads(done.stdout)["sweeps"]
+    assert (study["study"], study["best"]["number"]) == ("mine", 2)
+    html = (runs / "small" / "report.html").read_text()
+    assert "sweeps" in Page(html).ids("section")
+    assert "Accuracies of 3 trials of study mine; learning rate matters most." in html
+    assert "Best: trial 2, 95.00" in html
+    (runs / "sweep-mine" / "sweep.json").write_text("{}")
+    broken = cli("report", "--run", "small")
+    assert (broken.returncode, "'pipeline sweep' writes it anew" in broken.stderr) == (3, True)

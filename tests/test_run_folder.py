@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from pipeline.errors import BadInput, Missing, UsageError
-from pipeline.run_folder import RECORD, RunFolder, replacing, write_atomically
+from pipeline.files import replacing, write_atomically
+from pipeline.run_folder import RECORD, RunFolder
 
 FLOAT, INT8, ONNX = "lenet5-fp32.pt2", "lenet5-int8.pt2", "lenet5-int8.onnx"
 TFLITE, BUNDLE, WEIGHTS = "lenet5-int8.tflite", "lenet5-bundle.tar.gz", "model.safetensors"

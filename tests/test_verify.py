@@ -14,7 +14,8 @@ import pytest
 
 from deploy.runner.backends import Session
 from pipeline.errors import BadInput, UsageError
-from pipeline.run_folder import RunFolder, sha256_file, sha256_files
+from pipeline.files import sha256_file, sha256_files
+from pipeline.run_folder import RunFolder
 from pipeline.verify import laboratory, verify_run
 from pipeline.verify.compiler import compiler
 from pipeline.verify.mutants import mutants_of

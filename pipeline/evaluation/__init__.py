@@ -47,7 +47,7 @@ def evaluate_run(
 
     `max_drop`, in percentage points, is how much less accurate than the fp32 program an artefact
     may be for "passed". `images` limits those of the challenges. Of the run's own data the report
-    is saved as evaluation.json. Raises UsageError, Missing or BadInput.
+    is saved as evaluation.json; a dry run returns nothing. Raises UsageError, Missing or BadInput.
     """
     if max_drop is not None and not 0 <= max_drop <= 100:
         raise UsageError(f"--max-drop {max_drop:g}", "give percentage points, as in 0.1")
@@ -56,6 +56,10 @@ def evaluate_run(
     dataset = dataset_of(run) if other is None else _other(run, other, seed)
     with Runtimes() as runtimes:
         found, skipped = artefacts_of(run, formats, precisions, runtimes)
+        if other is None:
+            run.wants(EVALUATION)
+        if run.plan is not None:
+            return {}
         rows = _rows(found, dataset, max_drop, on_step)
         report: dict[str, Any] = {
             "run": run.name,

@@ -93,16 +93,19 @@ def fitted_temperature(scores: Tensor, labels: Tensor) -> float:
 def calibrate_run(run: RunFolder) -> dict[str, Any]:
     """Fit each program's temperature on the validation images, for the contracts of what is
     exported from now on. Returns and saves temperatures, and the calibration error on the test
-    images before and after. Raises Missing, and BadInput for a network that gives probabilities, or
-    makes no mistake on the validation images.
+    images before and after; a dry run, nothing. Raises Missing, and BadInput for a network that
+    gives probabilities, or makes no mistake on the validation images.
     """
     dataset = dataset_of(run)
     report: dict[str, Any] = {}
     images, truth = dataset.validation.images, dataset.validation.labels
     names = [run.artefact(precision, "pt2") for precision in PRECISIONS]
     names = [name for name in names if name in run.record["artefacts"] or "fp32" in name]
-    for name, precision in zip(names, PRECISIONS, strict=False):
-        module = program.load(run.need(name))
+    paths = [run.need(name) for name in names]
+    if not run.wants(CALIBRATION):
+        return {}
+    for name, path, precision in zip(names, paths, PRECISIONS, strict=False):
+        module = program.load(path)
         if contract_of(run, module, precision).scores != "logits":
             raise BadInput(
                 f"{run.model} ends in a softmax: it has no scores to divide by a temperature",

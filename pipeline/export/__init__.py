@@ -15,7 +15,8 @@ from deploy.runner.contract import PRECISIONS, Contract, Quantization
 
 from .. import __version__, program
 from ..errors import BadInput, Missing, UsageError
-from ..run_folder import RunFolder, replace_folder
+from ..files import replace_folder
+from ..run_folder import NEW, RunFolder
 from . import onnx, tflite
 from .c import Generated, digest, generate, write
 
@@ -79,6 +80,10 @@ def export_run(
         source = run.artefact(precision, "pt2")
         if precision == "int8" and source not in run.record["artefacts"]:
             quantize_run(run)
+        if run.plan is not None and run.plan.get(source) == NEW:  # nothing is known of it yet
+            for name in formats:
+                run.wants(run.artefact(precision, name))
+            continue
         module = program.load(run.need(source))
         contract = contract_of(run, module, precision)
         config: dict[str, Any] = {"pipeline": __version__}
@@ -90,7 +95,7 @@ def export_run(
                 made |= _generated(run, precision, name)
                 continue
             filename = run.artefact(precision, name)
-            made[filename] = not run.is_current(filename, config)
+            made[filename] = run.wants(filename, config)
             if made[filename]:
                 with run.workspace() as work:
                     EXPORTERS[name](module, contract, work / filename, ())
@@ -134,12 +139,12 @@ def _generated(run: RunFolder, precision: str, name: str) -> dict[str, bool]:
     """The folder of C, generated from the run's ONNX file."""
     source, filename = run.artefact(precision, "onnx"), run.artefact(precision, name)
     config = {"pipeline": __version__, "generator": digest()}
-    current = run.is_current(filename, config)
-    if not current:
+    wanted = run.wants(filename, config)
+    if wanted:
         generated = generate(run.need(source).read_bytes(), source)
         with run.workspace() as work:
             (work / filename).mkdir()
             write(generated, work / filename)
             facts = {"arena": generated.arena, "peak": generated.peak, "optimum": generated.optimum}
             run.commit({filename: work / filename}, config, [source], facts)
-    return {filename: not current}
+    return {filename: wanted}

@@ -80,10 +80,10 @@ def package_run(
     folders = _folders(run, order)
     by = order.cross_compiler()
     config = _config(order, models, folders, by, key)
-    if run.is_current(target, config):
-        return False
     report = run.read_json(REPORT)
     _refuse_unverified(run, report, [*models, *folders])
+    if not run.wants(target, config):
+        return False
     contents, shipped = _models(run, order, models, folders, by, on_note)
     contracts, golden = golden_vectors(run, order)
     _accompany(run, order, contents, shipped, golden, folders, by)

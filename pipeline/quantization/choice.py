@@ -116,7 +116,8 @@ def quantize_run(run: RunFolder, calibration: Calibration | None = None) -> bool
     if calibration.observer not in (AUTO, *OBSERVERS):
         raise unknown("observer", calibration.observer, [AUTO, *OBSERVERS])
     config = asdict(calibration) | {"pipeline": __version__}
-    if run.is_current(target, config):
+    run.entry(source)
+    if not run.wants(target, config):
         return False
     module = load(run.need(source))
     dataset = dataset_of(run)

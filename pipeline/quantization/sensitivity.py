@@ -23,7 +23,7 @@ SENSITIVITY = "sensitivity.json"
 def sensitivity_run(folder: RunFolder) -> dict[str, Any]:
     """Measure a run's layers on its validation images, keep that as sensitivity.json, return it.
 
-    Raises Missing or BadInput.
+    A dry run returns nothing. Raises Missing or BadInput.
     """
     if is_trained(folder):
         raise BadInput(
@@ -31,7 +31,10 @@ def sensitivity_run(folder: RunFolder) -> dict[str, Any]:
             f"run 'pipeline quantize --run {folder.name}' for one that is calibrated",
         )
     names = [folder.artefact(precision, "pt2") for precision in ("fp32", "int8")]
-    program, int8 = (load(folder.need(name)) for name in names)
+    paths = [folder.need(name) for name in names]
+    if not folder.wants(SENSITIVITY):
+        return {}
+    program, int8 = (load(path) for path in paths)
     dataset, entry = dataset_of(folder), folder.entry(names[1])
     data = dataset.validation
     wanted = run(program, data.images)[0]

@@ -159,6 +159,9 @@ def qat_run(
     if not 0 < tuning.learning_rate < math.inf:
         raise UsageError(f"--lr {tuning.learning_rate:g}", "give a number above 0")
     source, target = run_folder.artefact("fp32", "pt2"), run_folder.artefact("int8", "pt2")
+    run_folder.entry(source)
+    if not run_folder.wants(target):
+        return []
     config = run_folder.training["config"]
     distorted = config["distortion"] if config["augment"] else 0.0
     program = load(run_folder.need(source))

@@ -13,7 +13,9 @@ from deploy.runner.sweep import METRICS
 
 from .. import __version__
 from ..evaluation.show import cost, fragile
+from ..files import sha256_file
 from ..run_folder import RunFolder
+from ..sweep import study_files
 from ..verify.show import percent
 from . import figures
 from .drawing import picture
@@ -21,7 +23,7 @@ from .facts import CARD, FACTS, PAGE, facts_of
 from .observations import WATCHED, Observations, observe
 from .pictures import answered, challenge_examples, filters, layer_maps
 
-__all__ = ["CARD", "FACTS", "PAGE", "is_current", "report_run"]
+__all__ = ["CARD", "FACTS", "PAGE", "is_wanted", "report_run"]
 
 # Sections that the page links to, by their name in the facts.
 CONTENTS = {
@@ -33,13 +35,14 @@ CONTENTS = {
     "runtimes": "Formats and runtimes",
     "evaluation": "Calibration",
     "challenges": "Challenges",
+    "sweeps": "Sweeps",
     "provenance": "Provenance",
 }
 
 
-def is_current(run: RunFolder) -> bool:
-    """Whether the report tells of all that the run has, as it is now."""
-    return run.is_current(PAGE, _config(run))
+def is_wanted(run: RunFolder) -> bool:
+    """Whether the report does not tell of all that the run has, as it is now."""
+    return bool([name for name in (PAGE, FACTS) if run.wants(name, _config(run))])
 
 
 def _config(run: RunFolder) -> dict[str, Any]:
@@ -48,22 +51,25 @@ def _config(run: RunFolder) -> dict[str, Any]:
         for name, entry in run.record["artefacts"].items()
         if name not in (PAGE, FACTS, CARD)
     }
-    return {"pipeline": __version__, "of": known}
+    studies = {path.parent.name: sha256_file(path) for path in study_files(run)}
+    return {"pipeline": __version__, "of": known, "studies": studies}
 
 
 def report_run(run: RunFolder, *, card: bool = False) -> dict[str, Any]:
     """Write a run's report.html and report.json, and a model card where one is asked for. Returns
-    the facts. Raises Missing or BadInput.
+    the facts; a dry run, nothing. Raises Missing or BadInput.
     """
+    run.need(run.artefact("fp32", "pt2"))
+    names = [PAGE, FACTS, *([CARD] if card else [])]
+    if [name for name in names if run.wants(name)] != names:
+        return {}
     seen = observe(run)
     facts = facts_of(run, seen)
     sources = [run.artefact(precision, "pt2") for precision in seen.answers]
     with run.workspace() as work:
         (work / PAGE).write_text(page(facts, seen), encoding="utf-8")
         (work / FACTS).write_text(json.dumps(facts, indent=1, allow_nan=False) + "\n")
-        names = [PAGE, FACTS]
         if card:
-            names.append(CARD)
             (work / CARD).write_text(model_card(facts), encoding="utf-8")
         run.commit({name: work / name for name in names}, _config(run), sources)
     return facts
@@ -138,6 +144,7 @@ def _drawings(facts: dict[str, Any], seen: Observations) -> dict[str, Any]:
             where: figures.latencies([row for row in rows if row["where"] == where])
             for where in dict.fromkeys(row["where"] for row in rows)
         },
+        "sweeps": {study["study"]: figures.study(study) for study in facts.get("sweeps", ())},
     }
 
 

@@ -70,8 +70,8 @@ def verify_run(
 
     `images` test images, or as many as there are, and some made ones go through every layer; final
     outputs, accuracy and decisions are over the whole test set. A layer that cannot be mapped, a
-    NaN, a wrong shape or dtype and a runtime of `require` that is missing are failures. Raises
-    UsageError, Missing or BadInput.
+    NaN, a wrong shape or dtype and a runtime of `require` that is missing are failures. A dry run
+    returns nothing. Raises UsageError, Missing or BadInput.
     """
     if images < 1:
         raise UsageError(f"--images {images}", "give 1 or more")
@@ -80,6 +80,8 @@ def verify_run(
     for file in files:
         run.need(file)
     export_run(run, ("onnx",), precisions)  # the reference is read from it
+    if not run.wants(REPORT):
+        return {}
     cases = cases_for(dataset, images, seed)
     pixels = torch.cat([case.pixels for case in cases])
     scores: dict[str, Tensor] = {}

@@ -73,11 +73,13 @@ def self_check(
     something else, be it only inside or from made inputs. The counts are "mutants"; "changed", with
     another output; "killed", found by verification; "killed_changed", both; "allclose_1e-3" and
     "allclose_1e-5", changed ones that np.allclose finds; "equivalent", passed and nowhere changed.
-    It is saved in the run. Raises UsageError, Missing or BadInput.
+    It is saved in the run; a dry run returns nothing. Raises UsageError, Missing or BadInput.
     """
     if images < 1:
         raise UsageError(f"--images {images}", "give 1 or more")
     export_run(run, tuple({"onnx", *formats}), precisions)
+    if not run.wants(SELF_CHECK):
+        return {}
     cases = cases_for(dataset_of(run), images, seed)
     pixels = torch.cat([case.pixels for case in cases])
     alarms: list[str] = []
