@@ -18,7 +18,9 @@ ELASTIC = 0.021  # root mean square, of the side: 0.6 of 28 pixels
 KNOTS = 6  # random vectors along a side; the Gaussian is as wide as they are apart
 
 
-def distort(images: Tensor, affine: float = 1.0, elastic: float = ELASTIC) -> Tensor:
+def distort(
+    images: Tensor, affine: float | Tensor = 1.0, elastic: float | Tensor = ELASTIC
+) -> Tensor:
     """Float N x C x H x W images turned, scaled, sheared, moved and bent at random.
 
     The whole batch at once, with numbers from torch's generator of the images' device. `affine`

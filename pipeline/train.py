@@ -22,13 +22,15 @@ from .workers import ALONE, Workers
 # TrainConfig's weight decay, and the networks' own peak learning rate and label smoothing (Szegedy
 # et al. 2016).
 RISE = 0.2  # of all steps, with the learning rate going up
+EASE = 0.25  # of all epochs, the last: distortion falls to EASED of it, label smoothing to nothing
+EASED = 0.5
 AVERAGE_OVER = 0.2  # epochs; exponential moving average of the weights: Polyak and Juditsky 1992
 REPORT_EVERY = 16  # batches
 
 # Called now and then with (epoch, batches done, batches an epoch, loss, accuracy so far).
 OnBatch = Callable[[int, int, int, float, float], None]
 OnEpoch = Callable[[Epoch], None]
-LossOf = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+LossOf = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def learning_rate_at(step: int, steps: int, peak: float) -> float:
@@ -39,22 +41,31 @@ def learning_rate_at(step: int, steps: int, peak: float) -> float:
     return peak * (1 + math.cos(math.pi * (step - rise) / (steps - rise))) / 2
 
 
+def ease_at(epoch: int, epochs: int) -> float:
+    """How far pictures and labels have come to what they are in use: 0, and in the end up to 1."""
+    return max(0.0, 1 - (epochs - 1 - epoch) / (EASE * epochs))
+
+
 def loss_function(network: nn.Module, config: TrainConfig) -> LossOf:
-    """From a batch's uint8 N x C x H x W pictures and labels: its mean loss, its right answers.
+    """From a batch's uint8 N x C x H x W pictures and labels, and `ease_at`, a tensor so that it
+    can change in what is compiled: the mean loss, the right answers.
 
     On CUDA in bfloat16, with all that happens up to the gradients compiled and replayed as CUDA
     graphs; on a CPU compiling takes longer than it saves.
     """
     cuda = config.device == "cuda"
 
-    def loss_of(pictures: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def loss_of(pictures: Tensor, labels: Tensor, ease: Tensor) -> tuple[Tensor, Tensor]:
         images = pictures.float() / 255  # N x C x H x W in [0, 1]
         if config.augment:
-            images = distort(images, config.distortion, config.distortion * ELASTIC)
+            amount = config.distortion * (1 - (1 - EASED) * ease)
+            images = distort(images, amount, amount * ELASTIC)
         with torch.autocast(config.device, torch.bfloat16, enabled=cuda):
             scores = network(images).float()  # N x classes
-        loss = nn.functional.cross_entropy(scores, labels, label_smoothing=config.label_smoothing)
-        return loss, (scores.argmax(1) == labels).sum()
+        chances = scores.log_softmax(1)
+        loss = nn.functional.nll_loss(chances, labels)
+        smoothed = loss.lerp(-chances.mean(), config.label_smoothing * (1 - ease))
+        return smoothed, (scores.argmax(1) == labels).sum()
 
     # CUDA graphs hold nothing of what several processes say to one another.
     alone = not isinstance(network, nn.parallel.DistributedDataParallel)
@@ -87,13 +98,14 @@ def train_epoch(
         batches = batches[:-1]
     totals = torch.zeros(2, device=order.device)  # loss and right answers, summed over images
     seen = 0
+    ease = torch.tensor(ease_at(epoch, config.epochs), device=order.device)
     state.network.train()
     for number, batch in enumerate(batches):
         step = epoch * len(batches) + number
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate_at(step, config.epochs * len(batches), config.learning_rate)
         share, stands_for = workers.share(batch)
-        loss, right = loss_of(data.images[share], data.labels[share])
+        loss, right = loss_of(data.images[share], data.labels[share], ease)
         state.optimizer.zero_grad()
         # The mean over the workers is the mean over the batch, also where shares differ by one.
         (loss * (stands_for * len(share) / len(batch))).backward()

@@ -5,6 +5,7 @@
 #
 #   boards.sh FOLDER     makes in FOLDER
 #       arm64 armhf              of this machine's release
+#       arm64-systemd            systemd, to be laid over arm64
 #       arm64-bullseye -trixie   with an older and a newer Python
 #       kernel machine           a kernel for arm64, and QEMU for a whole machine, unless it is here
 set -eu
@@ -66,6 +67,7 @@ python() { # what update-alternatives would do
 
 of_board='python3-minimal python3 libstdc++6 libgomp1 python3-numpy python3-venv dash coreutils sed grep'
 debian arm64 arm64 '' "$of_board" python
+debian arm64-systemd arm64 '' systemd :
 debian armhf armhf '' "$of_board" python
 debian arm64-bullseye arm64 bullseye "$of_board" python
 debian arm64-trixie arm64 trixie "$of_board" python

@@ -8,7 +8,7 @@ import os
 import shutil
 import stat
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ import pytest
 from emulation import DEBIAN, debian
 
 LONGEST = 600  # seconds
-# What no program here reads; there are 256 MB for the files, packed and unpacked, and for the rest.
+# What no program of a small machine reads, whose 256 MB are for the files, packed and unpacked, and
+# for the rest.
 LEFT_OUT = (
     "share",
     "gconv",
@@ -27,17 +28,15 @@ LEFT_OUT = (
     "perl-base",
     "__pycache__",
 )
-INIT = """#!/usr/bin/python3 -I
-import ctypes, json, os, subprocess
-libc = ctypes.CDLL(None)
-for kind, place in (("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev")):
-    libc.mount(kind.encode(), place.encode(), kind.encode(), 0, None)
-os.environ.update(PATH="/usr/sbin:/usr/bin", HOME="/root", LC_ALL="C.UTF-8")
-for command in {commands!r}:
-    done = subprocess.run(command, capture_output=True, text=True)
-    print("\\n@" + json.dumps([done.returncode, done.stdout, done.stderr]), flush=True)
-libc.reboot(0x4321FEDC)  # LINUX_REBOOT_CMD_POWER_OFF
-"""
+INIT = Path(__file__).with_name("machine_init.py")
+# The beginning of a command that a user of the machine gives, not root.
+AS_PI = (
+    "/usr/bin/python3",
+    "-Ic",
+    "import os, sys; os.setgroups([]); os.setgid(1000); os.setuid(1000); os.chdir('/home/pi'); "
+    "os.environ.update(HOME='/home/pi', XDG_RUNTIME_DIR='/run/user/1000'); "
+    "os.execvp(sys.argv[1], sys.argv[1:])",
+)
 
 
 def emulator() -> list[str]:
@@ -54,21 +53,47 @@ def emulator() -> list[str]:
 
 
 def boot(
-    board: str, cpu: str, files: Path, commands: Sequence[Sequence[str]], work: Path
+    board: str,
+    cpu: str,
+    files: Path,
+    commands: Sequence[Sequence[str]],
+    work: Path,
+    *,
+    megabytes: int = 256,
+    systemd: bool = False,
 ) -> list[tuple[int, str, str]]:
-    """Boot a machine with 256 MB, with `files` as /files, and run commands in it until it powers
-    itself off. Of each: exit code, stdout, stderr.
+    """Boot a machine with `files` as /files, and run commands in it until it powers itself off: as
+    its only process, or in systemd, with a manager of user 1000. Of each: exit code, stdout,
+    stderr.
     """
     kernels = sorted((DEBIAN / "kernel" / "boot").glob("vmlinuz-*"))
     if not kernels:
         pytest.skip("no kernel of Debian's: run 'make emulators'")
     command = emulator()
-    init = INIT.format(commands=[list(each) for each in commands])
+    folders = [("usr", debian(board) / "usr"), ("files", files)]
+    if systemd:
+        over = DEBIAN / f"{debian(board).name}-systemd" / "usr"
+        if not over.is_dir():
+            pytest.skip("no systemd of Debian's: run 'make emulators'")
+        folders.insert(1, ("usr", over))
+    job = {"commands": [list(each) for each in commands], "systemd": systemd}
     image = work / "initrd.gz"
     with gzip.open(image, "wb", compresslevel=1) as archive:
-        for entry in _archive({"usr": debian(board) / "usr", "files": files}, init):
+        left_out = LEFT_OUT if megabytes <= 256 else ()
+        for entry in _archive(folders, json.dumps(job).encode(), left_out):
             archive.write(entry)
-    command += ["-M", "virt", "-cpu", cpu, "-m", "256", "-nographic", "-no-reboot", "-nic", "none"]
+    command += [
+        "-M",
+        "virt",
+        "-cpu",
+        cpu,
+        "-m",
+        str(megabytes),
+        "-nographic",
+        "-no-reboot",
+        "-nic",
+        "none",
+    ]
     command += ["-kernel", str(kernels[-1]), "-initrd", str(image)]
     command += ["-append", "console=ttyAMA0 quiet panic=-1 rootfstype=ramfs"]
     done = subprocess.run(
@@ -81,17 +106,20 @@ def boot(
     return [(code, out, error) for code, out, error in answers]
 
 
-def _archive(folders: Mapping[str, Path], init: str) -> Iterator[bytes]:
+def _archive(
+    folders: Sequence[tuple[str, Path]], job: bytes, left_out: Sequence[str]
+) -> Iterator[bytes]:
     """A cpio archive as the kernel reads it: "newc", Documentation/driver-api/early-userspace."""
     for name in ("proc", "sys", "dev", "tmp", "root", "opt"):
         yield _entry(name, stat.S_IFDIR | 0o777)
     yield _entry("dev/console", stat.S_IFCHR | 0o600, device=(5, 1))
     for name in ("bin", "lib", "sbin"):
         yield _entry(name, stat.S_IFLNK | 0o777, f"usr/{name}".encode())
-    yield _entry("init", stat.S_IFREG | 0o755, init.encode())
-    for top, folder in folders.items():
+    yield _entry("init", stat.S_IFREG | 0o755, INIT.read_bytes())
+    yield _entry("job.json", stat.S_IFREG | 0o644, job)
+    for top, folder in folders:
         for place, directories, names in os.walk(folder):
-            directories[:] = [n for n in directories if top != "usr" or n not in LEFT_OUT]
+            directories[:] = [n for n in directories if top != "usr" or n not in left_out]
             below = (Path(top) / Path(place).relative_to(folder)).as_posix()
             yield _entry(below, stat.S_IFDIR | 0o755)
             for name in names + directories:
@@ -108,6 +136,7 @@ def _entry(name: str, mode: int, content: bytes = b"", device: tuple[int, int] =
     """Magic, 13 hexadecimal fields, the name, the content; each of the latter two fills 4 bytes."""
     # inode (0: no hard links), mode, uid, gid, links, time, size, device of the file, its own,
     # length of the name, checksum
-    fields = [0, mode, 0, 0, 1, 0, len(content), 0, 0, *device, len(name) + 1, 0]
-    head = b"070701" + b"".join(b"%08X" % field for field in fields) + name.encode() + b"\0"
+    called = os.fsencode(name) + b"\0"
+    fields = [0, mode, 0, 0, 1, 0, len(content), 0, 0, *device, len(called), 0]
+    head = b"070701" + b"".join(b"%08X" % field for field in fields) + called
     return head + b"\0" * (-len(head) % 4) + content + b"\0" * (-len(content) % 4)

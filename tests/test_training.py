@@ -242,3 +242,19 @@ def test_channels_lie_last_where_the_network_can_work_on_them(tmp_path: Path) ->
     assert train.evaluate(network, DATA.test) > 0.6
     weights, _ = fitted(tmp_path / "small")
     assert all(value.is_contiguous() for value in weights.values())
+
+
+def test_at_the_end_pictures_and_labels_are_nearly_what_they_are_in_use() -> None:
+    assert [train.ease_at(epoch, 8) for epoch in range(8)] == [0, 0, 0, 0, 0, 0, 0.5, 1]
+    assert train.ease_at(0, 1) == 1
+    scores = torch.randn(32, 10, generator=torch.Generator().manual_seed(0))
+    network = nn.Flatten()  # whose scores are the pixels
+    pictures, labels = (scores * 40 + 128).to(torch.uint8).view(32, 1, 1, 10), torch.arange(32) % 10
+    config = TrainConfig("flat", "made", 8, 1.0, label_smoothing=0.2)
+    loss_of = train.loss_function(network, config)
+    for ease, smoothing in ((0.0, 0.2), (0.5, 0.1), (1.0, 0.0)):
+        loss, right = loss_of(pictures, labels, torch.tensor(ease))
+        pixels = pictures.flatten(1) / 255
+        wanted = nn.functional.cross_entropy(pixels, labels, label_smoothing=smoothing)
+        assert float(loss) == pytest.approx(float(wanted), rel=1e-6)
+        assert int(right) == int((pixels.argmax(1) == labels).sum())

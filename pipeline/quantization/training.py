@@ -30,6 +30,7 @@ from ..distortion import ELASTIC, distort
 from ..errors import BadInput, UsageError, VerificationFailed
 from ..program import capture, load, plain, run, saved
 from ..run_folder import RunFolder
+from ..train import EASED
 from .choice import measured
 from .observers import SMALLEST_SCALE
 from .rules import FOLDED, Int8Quantizer
@@ -77,14 +78,12 @@ def train_int8(
     dataset: Dataset,
     tuning: FineTuning,
     distorted: float,
-    smoothing: float,
     on_epoch: OnEpoch = lambda *_: None,
 ) -> tuple[fx.GraphModule, list[dict[str, Any]]]:
     """The int8 program of the epoch that did best on validation images, none among them, and what
     each one did.
 
-    `distorted` is how much training images are distorted, 0 not at all; `smoothing` is of the
-    labels, as when the float network was trained. Raises BadInput for what
+    `distorted` is how much training images are distorted, 0 not at all. Raises BadInput for what
     has no int8 form or a batch normalization, VerificationFailed where the loss is not finite.
     """
     if any(node.target in FOLDED for node in program.graph.nodes):
@@ -105,7 +104,7 @@ def train_int8(
         if epoch == tuning.epochs:
             network.apply(disable_observer)  # the last one learns with the ranges that ship
         if epoch:
-            _epoch(network, dataset.train, optimizer, epoch, tuning, distorted, smoothing)
+            _epoch(network, dataset.train, optimizer, epoch, tuning, distorted)
         int8 = plain(convert_pt2e(copy.deepcopy(network), fold_quantize=False))
         entry = {"observer": f"{epoch} epochs of training", "bias_correction": False}
         tried.append(entry | {"chosen": False} | measured(int8, wanted, dataset.validation))
@@ -123,7 +122,6 @@ def _epoch(
     epoch: int,
     tuning: FineTuning,
     distorted: float,
-    smoothing: float,
 ) -> None:
     batches = torch.randperm(len(data)).split(BATCH)
     for number, batch in enumerate(batches):
@@ -133,9 +131,7 @@ def _epoch(
         images: Tensor = data.images[batch].float() / 255
         if distorted:
             images = distort(images, distorted, distorted * ELASTIC)
-        loss = nn.functional.cross_entropy(
-            network(images)[0], data.labels[batch], label_smoothing=smoothing
-        )
+        loss = nn.functional.cross_entropy(network(images)[0], data.labels[batch])
         if not bool(loss.isfinite()):
             raise VerificationFailed(
                 f"training in int8 diverged in epoch {epoch}; the int8 program is as it was",
@@ -163,11 +159,10 @@ def qat_run(
     if not run_folder.wants(target):
         return []
     config = run_folder.training["config"]
-    distorted = config["distortion"] if config["augment"] else 0.0
+    distorted = config["distortion"] * EASED if config["augment"] else 0.0  # as training ended
     program = load(run_folder.need(source))
-    smoothing = config["label_smoothing"]
     dataset = dataset_of(run_folder)
-    int8, tried = train_int8(program, dataset, tuning, distorted, smoothing, on_epoch)
+    int8, tried = train_int8(program, dataset, tuning, distorted, on_epoch)
     with run_folder.workspace() as work:
         (work / target).write_bytes(saved(capture(int8, run_folder.input_shape)))
         made = {"qat": asdict(tuning), "pipeline": __version__}
