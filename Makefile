@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: demo install emulators test test-slow lint bench docs pictures clean
+.PHONY: demo install emulators test test-slow lint bench results docs pictures clean
 
 demo: install
 	$(BIN)/pipeline run
@@ -72,6 +72,10 @@ bench: install emulators
 	$(BIN)/pipeline export --run bench
 	$(BIN)/python benchmarks/latency.py --run bench
 	$(BIN)/python benchmarks/instructions.py --run bench
+
+# The tables in README's results, measured: an hour on 2 cores; what was done is not done again.
+results: install
+	$(BIN)/python benchmarks/results.py
 
 # The pages of docs/ as a site, in site/.
 docs: install

@@ -21,8 +21,14 @@ ETC = {
     "machine-id": f"{1:032x}\n",
     "systemd/system/job.target": "[Unit]\nRequires=job.service\n",
     "systemd/system/job.service": (
-        "[Unit]\nWants=user@1000.service\nAfter=user@1000.service\n"
+        "[Unit]\nWants=user@1000.service sandboxed.service\n"
+        "After=user@1000.service sandboxed.service\n"
         "[Service]\nType=oneshot\nExecStart=/usr/bin/python3 -I /init commands\n"
+    ),
+    # Some service of the system's has a sandbox, everywhere; systemd 252 then makes a folder that
+    # those of users need.
+    "systemd/system/sandboxed.service": (
+        "[Service]\nType=oneshot\nExecStart=/usr/bin/true\nProtectSystem=strict\n"
     ),
     # A login would do this, by PAM and logind.
     "systemd/system/user-runtime-dir@.service": (

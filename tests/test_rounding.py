@@ -30,9 +30,11 @@ from pipeline.verify.rounding import (
     ROUNDINGS,
     Exact,
     Multiplier,
+    double_precision,
     exact_of,
     integer_mean,
     linear_of,
+    single_round,
     snap,
 )
 from pipeline.verify.runtimes import JUDGED, Runtimes
@@ -462,3 +464,11 @@ def test_a_step_in_one_weight_or_bias_is_unexplained(various: Exported) -> None:
         scheme = REQUANTIZATIONS["float half even"](moved, result.multiplier)
         wrong = result.clamp(scheme + result.zero_point).astype(np.int8)
         assert not judge(layer, network, inputs, wrong).passed, layer.name
+
+
+def test_a_sum_that_is_a_half_tells_float64_from_a_fixed_point() -> None:
+    """A sixth is less than itself in 31 bits, and three of it are less than a half."""
+    multiplier = Multiplier.of(np.float64(1), np.float64(1), 6.0)
+    sums = np.array([3, -3, 9, 8])
+    assert single_round(sums, multiplier).tolist() == [0, 0, 1, 1]
+    assert double_precision(sums, multiplier).tolist() == [1, -1, 2, 1]

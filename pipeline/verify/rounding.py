@@ -71,6 +71,13 @@ def float_round_away(accumulator: Array, multiplier: Multiplier) -> Array:
     return half_away(_float_product(accumulator, multiplier))
 
 
+def double_precision(accumulator: Array, multiplier: Multiplier) -> Array:
+    """In float64, halves away from zero: LiteRT's reference kernel of FULLY_CONNECTED, which a
+    fixed point of 31 bits does not tell from `single_round` but where a sum is a half.
+    """
+    return half_away(accumulator * multiplier.exact)
+
+
 def _float_product(accumulator: Array, multiplier: Multiplier) -> Array:
     product: Array = accumulator.astype(np.float32) * multiplier.single
     return product
@@ -163,6 +170,7 @@ REQUANTIZATIONS: dict[str, Callable[[Array, Multiplier], Array]] = {
     "double round": double_round,
     "double round up": double_round_up,
     "float round away": float_round_away,
+    "float64 round away": double_precision,
 }
 ROUNDINGS: dict[str, Callable[[Array], Array]] = {
     "half even": half_even,
