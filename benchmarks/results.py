@@ -236,6 +236,7 @@ def tables(outcome: Record) -> str:
     packages = ", ".join(f"{name} {number}" for name, number in outcome["packages"].items())
     configurations = {(a["runtime"], a["configuration"]) for a in judged_by}
     failed = sum(not a["passed"] for a in judged_by)
+    images, size = outcome["parity"][0]["images"], outcome["parity"][0]["bundle_bytes"] / 1e6
     return "\n".join(
         [
             f"`make results`: seeds {seeds[0]} to {seeds[-1]}, {outcome['threads']} threads of "
@@ -243,20 +244,19 @@ def tables(outcome: Record) -> str:
             "",
             accuracy_table(outcome),
             "",
-            f"Training takes {_seconds(outcome)}. In ONNX Runtime, LiteRT, tflite-runtime and C the "
-            f"number of right answers is at most {max(answers)} of 10,000 from the program's. The "
-            f"bundle of lenet5 has {outcome['parity'][0]['bundle_bytes'] / 1e6:.2f} MB without a "
-            "runtime.",
+            f"Training takes {_seconds(outcome)}. In ONNX Runtime, LiteRT, tflite-runtime and C as "
+            f"many of 10,000 answers are right as in the program, but for {max(answers)} (both "
+            f"networks, seed 0). The bundle of lenet5 has {size:.2f} MB without a runtime.",
             "",
-            f"Every layer, in place and alone, on {outcome['parity'][0]['images']:,} test images and "
-            f"made ones (seed 0, MNIST): in {len(configurations)} configurations of runtimes "
+            f"Every layer, in place and alone, on {images:,} test images and made ones (seed 0, "
+            f"MNIST): in {len(configurations)} configurations of runtimes "
             f"**{sum(a['outside'] for a in judged_by)} elements are outside their bound and "
             f"{failed or 'no'} file{'' if failed == 1 else 's'} with unexplained ones**.",
             "",
             parity_table(outcome),
             "",
-            f"{total['mutants']} files broken on purpose, of which {total['changed']} change a final "
-            f"output: `pipeline verify` finds {total['killed_changed']}, and names "
+            f"{total['mutants']} files broken on purpose, of which {total['changed']} change a "
+            f"final output: `pipeline verify` finds {total['killed_changed']}, and names "
             f"{total['false_alarms'] or 'nothing'} wrong with the intact ones; `allclose` at 1e-3 "
             f"finds {total['allclose_1e-3']}, at 1e-5 {total['allclose_1e-5']}.",
         ]

@@ -105,12 +105,19 @@ def slow_float_away(total: int, real: float) -> int:
     return size if product >= 0 else -size
 
 
+def slow_float64_away(total: int, real: float) -> int:
+    product = Fraction(total * real)  # a float64
+    size = math.floor(abs(product) + Fraction(1, 2))
+    return size if product >= 0 else -size
+
+
 SLOW = {
     "float half even": slow_half_even,
     "single round": slow_single,
     "double round": slow_double,
     "double round up": slow_double_up,
     "float round away": slow_float_away,
+    "float64 round away": slow_float64_away,
 }
 
 
@@ -373,8 +380,10 @@ def test_schemes_disagree_on_what_weighted_layers_are_fed(various: Exported) -> 
         # Each input was made for one accumulator, and that is where it leads.
         reached = sum(unlike.values()).reshape(len(made), -1).any(axis=1)
         assert reached.all(), layer.name
-    # Schemes that hardly ever differ do so somewhere.
-    assert set(told) == set(itertools.combinations(REQUANTIZATIONS, 2))
+    # Schemes that hardly ever differ do so somewhere; but these two only where a sum is a half,
+    # which is seen to by `cases.beside_halves`, where a network has one.
+    same = {("single round", "float64 round away")}
+    assert set(told) | same == set(itertools.combinations(REQUANTIZATIONS, 2))
 
 
 def test_the_accumulators_are_those_of_plain_integers(various: Exported) -> None:
