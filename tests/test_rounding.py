@@ -160,6 +160,7 @@ def test_ties_are_rounded_as_the_scheme_is_named(scheme: str) -> None:
         "double round": [1, 2, 3, -1, -2, -3],
         "double round up": [1, 2, 3, 0, -1, -2],
         "float round away": [1, 2, 3, -1, -2, -3],
+        "float64 round away": [1, 2, 3, -1, -2, -3],
     }[scheme]
     for power in (2.0**-2, 2.0**-9):
         found = REQUANTIZATIONS[scheme](totals * 0.5 / power, multiplier(power))
