@@ -33,8 +33,9 @@ INIT = Path(__file__).with_name("machine_init.py")
 AS_PI = (
     "/usr/bin/python3",
     "-Ic",
-    "import os, sys; os.setgroups([]); os.setgid(1000); os.setuid(1000); os.chdir('/home/pi'); "
-    "os.environ.update(HOME='/home/pi', XDG_RUNTIME_DIR='/run/user/1000'); "
+    "import os, pwd, sys; user = pwd.getpwnam('pi'); os.setgroups([]); os.setgid(user.pw_gid); "
+    "os.setuid(user.pw_uid); os.chdir(user.pw_dir); "
+    "os.environ.update(HOME=user.pw_dir, XDG_RUNTIME_DIR=f'/run/user/{user.pw_uid}'); "
     "os.execvp(sys.argv[1], sys.argv[1:])",
 )
 

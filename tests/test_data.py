@@ -219,7 +219,7 @@ def test_validation_is_cut_from_training_where_there_is_a_test_split(monkeypatch
         lambda _: ((numbered[:200], labels[:200]), (numbered[200:], labels[200:])),
         ("even", "odd"),
         "glyph",
-        epochs=1,
+        data.Usual(1),
     )
     monkeypatch.setitem(data.DATASETS, "numbered", source)
     for seed in range(3):

@@ -14,6 +14,7 @@ from pipeline.quantization import training
 from pipeline.verify import REPORT
 
 
+@pytest.mark.slow
 def test_a_trained_int8_program_is_exported_verified_and_kept(cli: Cli, runs: Path) -> None:
     done = cli("train", "--qat", "--run", "small", "--epochs", "1", "--json")
     assert done.returncode == 0, done.stderr
