@@ -65,10 +65,11 @@ class Network:
 
     def learning_rate(self, batch_size: int = LEARNING_RATE_OF) -> float:
         """The peak learning rate when none is given: the class's, times the square root of how much
-        larger the batch is (for Adam and its kin: Malladi et al. 2022).
+        larger the batch is (for Adam and its kin: Malladi et al. 2022). A smaller one keeps it:
+        few pictures want all that their few steps can do.
         """
         rate: float = getattr(self.factory, "learning_rate", 2e-3)
-        return float(f"{rate * math.sqrt(max(batch_size, 1) / LEARNING_RATE_OF):.3g}")
+        return float(f"{rate * math.sqrt(max(batch_size / LEARNING_RATE_OF, 1)):.3g}")
 
     def label_smoothing(self) -> float:
         """The part of each label that training spreads over all classes."""
