@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import subprocess
 import sys
 import tempfile
@@ -30,6 +29,7 @@ from pipeline.data import dataset_of
 from pipeline.errors import BadInput, Missing, UserError
 from pipeline.run_folder import RunFolder
 from pipeline.verify.compiler import compiler
+from pipeline.verify.evidence import processor
 
 IMAGES, CHECKED = 10_000, 100
 SWEEPS = 3  # over all images, of which the best counts
@@ -68,12 +68,9 @@ def fastest(contenders: list[Contender], name: str, precision: str, limited: boo
 
 
 def print_latencies(contenders: list[Contender], rounds: int, calls: int) -> None:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    model = next((line for line in lines if line.startswith("model name")), "")
     command = [*(compiler() or ["cc"]), "--version"]
     by = subprocess.run(command, capture_output=True, text=True, check=False).stdout.splitlines()
-    cpu = model.partition(":")[2].strip() or platform.machine()
-    console.out().print(f"{cpu}, one core; C by {by[0] if by else command[0]}")
+    console.out().print(f"{processor()}, one core; C by {by[0] if by else command[0]}")
     rows = []
     for c in sorted(contenders, key=lambda c: (c.precision != "int8", c.median)):
         ours = fastest(contenders, "C", c.precision, False)

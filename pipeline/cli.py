@@ -24,14 +24,12 @@ from .cli_machine import completion, doctor
 from .cli_options import (
     DRY_RUN,
     FORMAT,
-    FORMATS,
     JSON,
     PRECISION,
-    PRECISIONS,
     RUN,
+    chosen_of,
     print_json,
     show_plan,
-    split,
     training,
     training_options,
 )
@@ -163,7 +161,7 @@ def run(
       pipeline run --dataset mnist --epochs 5 --data-dir data
       pipeline run --model mynet.py:MyNet --dataset photos --precision fp32
     """
-    chosen = split("format", formats, FORMATS), split("precision", precisions, PRECISIONS)
+    chosen = chosen_of(formats, precisions)
     if images < 1:
         raise UsageError(f"--images {images}", "give 1 or more")
     network, config, name = training(options)

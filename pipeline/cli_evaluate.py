@@ -10,14 +10,12 @@ import click
 from .cli_options import (
     DRY_RUN,
     FORMAT,
-    FORMATS,
     JSON,
     PRECISION,
-    PRECISIONS,
     RUN,
+    chosen_of,
     print_json,
     show_plan,
-    split,
 )
 from .errors import UsageError
 
@@ -60,7 +58,7 @@ def evaluate(
     """
     if options["images"] is not None and not options["challenges"]:
         raise UsageError("--images is of --challenges", "leave it out, or give --challenges")
-    chosen = split("format", formats, FORMATS), split("precision", precisions, PRECISIONS)
+    chosen = chosen_of(formats, precisions)
     from .console import Steps, say
     from .evaluation import evaluate_run
     from .evaluation.show import show_evaluation

@@ -10,15 +10,13 @@ import click
 from .cli_options import (
     DRY_RUN,
     FORMAT,
-    FORMATS,
     JSON,
     PRECISION,
-    PRECISIONS,
     RUN,
+    chosen_of,
     flags,
     print_json,
     show_plan,
-    split,
 )
 from .errors import UsageError
 
@@ -64,7 +62,7 @@ def export(
         return
     if output is not None or overwrite:
         raise UsageError("--output and --overwrite belong to a FILE", "leave them out for a run")
-    chosen = split("format", formats, FORMATS), split("precision", precisions, PRECISIONS)
+    chosen = chosen_of(formats, precisions)
     from .console import say
     from .export import export_run
     from .run_folder import RunFolder

@@ -32,6 +32,11 @@ def split(option: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(chosen))
 
 
+def chosen_of(formats: str, precisions: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """What --format and --precision name. Raises UsageError."""
+    return split("format", formats, FORMATS), split("precision", precisions, PRECISIONS)
+
+
 def order_of(options: dict[str, Any], target: str | None, system: str | None) -> Order:
     """The bundle that --runtime, --precision and --wheelhouse, and --format and --compiler where a
     command has them, ask for. Raises UsageError.

@@ -10,7 +10,7 @@ from .cli_options import DRY_RUN, JSON, print_json, print_plan, subject_options,
 from .errors import UsageError
 
 if TYPE_CHECKING:
-    from .sweep import Sweep, Trial
+    from .study import Sweep, Trial
 
 
 @click.command()
@@ -44,7 +44,7 @@ def sweep(
         raise UsageError(f"--trials {trials}", "give 1 or more")
     network, config, name = training(options)
     from .console import say
-    from .sweep import as_document, planned
+    from .study import as_document, planned
     from .sweep import sweep as search
     from .sweep_pictures import draw
 

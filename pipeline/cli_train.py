@@ -118,8 +118,7 @@ def _train(
     if dry_run:
         if workers.count > 1:
             raise UsageError("--dry-run under torchrun", "give it without torchrun")
-        for file in (METRICS, WEIGHTS, run.artefact("fp32", "pt2")):
-            run.wants(file)
+        run.wants(METRICS, WEIGHTS, run.artefact("fp32", "pt2"))
         show_plan(run, as_json)
         return
     workers.broadcast((run.name, config))

@@ -11,11 +11,10 @@ import click
 from .cli_options import (
     DRY_RUN,
     FORMAT,
-    FORMATS,
     JSON,
     PRECISION,
-    PRECISIONS,
     RUN,
+    chosen_of,
     flags,
     given_options,
     print_json,
@@ -75,10 +74,7 @@ def verify(what: tuple[str, ...], **options: Any) -> None:
     elif what:
         _verify_files([Path(name) for name in what], options)
     else:
-        chosen = (
-            split("format", options["formats"], FORMATS),
-            split("precision", options["precisions"], PRECISIONS),
-        )
+        chosen = chosen_of(options["formats"], options["precisions"])
         if options["self_check"]:
             _self_check(options, *chosen)
         else:

@@ -66,6 +66,15 @@ def run_all(
     when an artefact is not what its program is.
     """
     order = Order(tuple(formats), tuple(precisions))
+    files = {
+        "train": [WEIGHTS, run.artefact("fp32", "pt2")],
+        "quantize": [run.artefact(p, "pt2") for p in precisions if p == "int8"],
+        "export": run_files(run, formats, precisions),
+        "verify": [REPORT],
+        "package": [bundle_name(run)],
+        "bench": [BENCH] if set(formats) & set(PACKED) else [],
+        "report": [PAGE, FACTS],
+    }
 
     def train() -> bool:
         program = run.artefact("fp32", "pt2")
@@ -77,7 +86,7 @@ def run_all(
                 f"run {run.name} has weights from another training, network or data",
                 "give another --run NAME, or --overwrite to train it anew",
             )
-        if [name for name in files["train"] if run.wants(name)] != files["train"]:
+        if not run.wants(*files["train"]):
             return False
         path = run.path / CHECKPOINT
         resume = not overwrite and path.is_file() and checkpoint.read(path).config == config
@@ -95,7 +104,8 @@ def run_all(
     def verify() -> bool:
         known = run.record["artefacts"].get(REPORT)
         passed = known is not None and known["facts"]["passed"]
-        if not run.wants(REPORT, verify_config(images, formats, precisions) if passed else None):
+        config = verify_config(images, formats, precisions) if passed else None
+        if not run.wants(REPORT, config=config):
             return False
         verify_run(run, images, formats, precisions, on_step=on_step)
         return True
@@ -115,7 +125,7 @@ def run_all(
             return False
         known = run.record["artefacts"].get(BENCH, {}).get("config", {})
         native = known.get("native", False)  # timed with C, too, by `pipeline bench`: better
-        if not run.wants(BENCH, known if native else bench_config(order)):
+        if not run.wants(BENCH, config=known if native else bench_config(order)):
             return False
         bench_run(run, order=order)
         return True
@@ -123,15 +133,6 @@ def run_all(
     def report() -> bool:
         return is_wanted(run) and bool(report_run(run))
 
-    files = {
-        "train": [WEIGHTS, run.artefact("fp32", "pt2")],
-        "quantize": [run.artefact(p, "pt2") for p in precisions if p == "int8"],
-        "export": run_files(run, formats, precisions),
-        "verify": [REPORT],
-        "package": [bundle_name(run)],
-        "bench": [BENCH] if set(formats) & set(PACKED) else [],
-        "report": [PAGE, FACTS],
-    }
     stages: list[Stage] = []
     for name, stage in (
         ("train", train),
@@ -143,8 +144,7 @@ def run_all(
         ("report", report),
     ):
         if run.plan is not None and set(run.plan.values()) - {UNCHANGED}:
-            for file in files[name]:  # what comes after something new is new
-                run.wants(file)
+            run.wants(*files[name])  # what comes after something new is new
             continue
         started = time.perf_counter()
         stages.append(Stage(name, stage(), time.perf_counter() - started))

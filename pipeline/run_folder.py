@@ -214,15 +214,16 @@ class RunFolder:
             return False
         return bool(self.entry(filename)["config"] == json.loads(json.dumps(config)))
 
-    def wants(self, filename: str, config: dict[str, Any] | None = None) -> bool:
-        """Whether an artefact is to be made: it is not current, or always is made anew (None).
-        With a plan it is noted there, and nothing is to be made.
+    def wants(self, *filenames: str, config: dict[str, Any] | None = None) -> bool:
+        """Whether any of these artefacts is to be made: it is not current, or is made anew each
+        time (no `config`). With a plan all are noted there, and nothing is to be made.
         """
-        wanted = config is None or not self.is_current(filename, config)
+        wanted = [n for n in filenames if config is None or not self.is_current(n, config)]
         if self.plan is None:
-            return wanted
-        there = REPLACED if (self.path / filename).exists() else NEW
-        self.plan[filename] = there if wanted else UNCHANGED
+            return bool(wanted)
+        for name in filenames:
+            there = REPLACED if (self.path / name).exists() else NEW
+            self.plan[name] = there if name in wanted else UNCHANGED
         return False
 
     def commit(

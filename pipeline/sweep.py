@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from .data import Dataset, load_dataset
 from .errors import BadInput, UsageError, VerificationFailed
 from .files import write_atomically
 from .network import Network
-from .run_folder import NEW, REPLACED, RunFolder, runs_root
+from .study import DATABASE, RESULT, Sweep, Trial, as_document, folder_of
 from .study_storage import need_optuna, reaching
 from .train import fit
 from .train_stage import fitting
@@ -28,9 +28,6 @@ from .train_stage import fitting
 if TYPE_CHECKING:
     import optuna
 
-RESULT = "sweep.json"
-DATABASE = "study.db"  # where no other storage is given
-PICTURES = ("history.png", "importance.png")
 # What is searched: least and most.
 LEARNING_RATE = (0.2, 5.0)  # times the model's
 WEIGHT_DECAY = (0.002, 0.5)
@@ -41,40 +38,7 @@ DISTORTION = (0.25, 2.0)
 NEVER_PRUNED = 5  # trials; the median of fewer says little
 SPARED = 0.25  # of the epochs; early accuracies say little
 
-OnTrial = Callable[["Trial"], None]
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One training of a study. The accuracy is the best on validation images, in [0, 1]."""
-
-    number: int
-    state: str  # complete, pruned, fail, running (or killed)
-    validation_accuracy: float | None
-    epochs: int
-    seconds: float | None
-    settings: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """A study so far; `importance` is each setting's part of what the accuracy's spread is due to
-    (fANOVA: Hutter, Hoos and Leyton-Brown 2014), empty where there are too few trials.
-    """
-
-    study: str
-    folder: Path
-    storage: str  # without its password
-    trials: tuple[Trial, ...]
-    importance: dict[str, float]
-    command: str  # trains with the best settings
-    subject: dict[str, Any]  # what all trials have in common, as `_subject` has it
-
-    @property
-    def best(self) -> Trial | None:
-        """The best trial that was not cut short."""
-        whole = [t for t in self.trials if t.state == "complete"]
-        return max(whole, key=lambda t: t.validation_accuracy or 0, default=None)
+OnTrial = Callable[[Trial], None]
 
 
 def suggested(trial: optuna.Trial, usual: TrainConfig) -> TrainConfig:
@@ -163,20 +127,6 @@ def sweep(
     result = replace(result, command=_command(network, usual, best))
     write_atomically(folder / RESULT, (json.dumps(as_document(result), indent=1) + "\n").encode())
     return result
-
-
-def folder_of(study: str) -> Path:
-    """Where a study's files are. Raises UsageError for what is no name of one."""
-    if not study or study != Path(study).name or study.startswith("."):
-        raise UsageError(f"{study!r} is no name for a study", "give a plain name, like 'lenet-2'")
-    return runs_root() / f"sweep-{study}"
-
-
-def planned(study: str, storage: str | None) -> dict[Path, str]:
-    """What a search would do to the files of a study."""
-    names = [*([] if storage else [DATABASE]), RESULT, *PICTURES]
-    paths = [folder_of(study) / name for name in names]
-    return {path: REPLACED if path.exists() else NEW for path in paths}
 
 
 def _try(
@@ -283,44 +233,3 @@ def _command(network: Network, usual: TrainConfig, best: Trial | None) -> str:
     for name, value in best.settings.items() if best else ():
         words += [option_of(name), f"{value:g}"]
     return shlex.join(words)
-
-
-def as_document(result: Sweep) -> dict[str, Any]:
-    """What --json prints and sweep.json keeps."""
-    return {
-        "study": result.study,
-        "folder": str(result.folder),
-        "storage": result.storage,
-        "best": vars(result.best) if result.best else None,
-        "command": result.command,
-        "importance": result.importance,
-        "subject": result.subject,
-        "trials": [vars(trial) for trial in result.trials],
-    }
-
-
-def study_files(run: RunFolder) -> list[Path]:
-    """sweep.json of every study of a run's network on its data, by name. Raises BadInput."""
-    training = run.training
-    wanted = {key: training[key] for key in ("dataset_sha256", "source_sha256")}
-    wanted |= {key: training["config"][key] for key in ("model", "activation")}
-    found = []
-    for path in sorted(runs_root().glob(f"sweep-*/{RESULT}")):
-        subject = read_study(path).subject
-        if all(subject.get(key) == value for key, value in wanted.items()):
-            found.append(path)
-    return found
-
-
-def read_study(path: Path) -> Sweep:
-    """A study from its sweep.json. Raises BadInput."""
-    try:
-        document = json.loads(path.read_bytes())
-        trials = tuple(Trial(**trial) for trial in document["trials"])
-        names = ("study", "storage", "importance", "command", "subject")
-        return Sweep(folder=path.parent, trials=trials, **{name: document[name] for name in names})
-    except (ValueError, KeyError, TypeError) as error:
-        raise BadInput(
-            f"{path}: not what this version's 'pipeline sweep' writes ({error!r})",
-            "go on with the study: 'pipeline sweep' writes it anew",
-        ) from error

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .files import replacing
-from .sweep import PICTURES, Sweep
+from .study import PICTURES, Sweep
 
 
 def draw(result: Sweep) -> list[Path]:
@@ -22,9 +23,23 @@ def draw(result: Sweep) -> list[Path]:
 
 
 def history(result: Sweep) -> Figure:
-    """Every trial's accuracy, and the best so far."""
+    """`draw_history`, alone."""
     figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.add_subplot()
+    axes = figure.add_subplot(title=f"Study {result.study}")
+    draw_history(axes, result)
+    return figure
+
+
+def importance(result: Sweep) -> Figure:
+    """`draw_importance`, alone."""
+    figure = Figure(figsize=(7, 3), layout="constrained")
+    axes = figure.add_subplot(title=f"What the accuracy of study {result.study} depends on")
+    draw_importance(axes, result)
+    return figure
+
+
+def draw_history(axes: Axes, result: Sweep) -> None:
+    """Every trial's accuracy, and the best so far."""
     marks = {"complete": "o", "pruned": "x", "running": "+", "fail": "+"}
     tried = [t for t in result.trials if t.validation_accuracy is not None]
     for state, mark in marks.items():
@@ -41,26 +56,14 @@ def history(result: Sweep) -> Figure:
     for trial in whole:
         best.append(max([100 * (trial.validation_accuracy or 0), *best[-1:]]))
     axes.step([t.number for t in whole], best, where="post", label="best so far")
-    axes.set(
-        title=f"Study {result.study}",
-        xlabel="trial",
-        ylabel="best accuracy on validation images (%)",
-    )
+    axes.set(xlabel="trial", ylabel="best accuracy on validation images (%)")
     axes.legend()
     axes.grid(alpha=0.3)
-    return figure
 
 
-def importance(result: Sweep) -> Figure:
+def draw_importance(axes: Axes, result: Sweep) -> None:
     """One bar a setting, the most important on top."""
-    figure = Figure(figsize=(7, 3), layout="constrained")
-    axes = figure.add_subplot()
     shares = sorted(result.importance.items(), key=lambda item: item[1])
     bars = axes.barh([name.replace("_", " ") for name, _ in shares], [100 * s for _, s in shares])
     axes.bar_label(bars, fmt="%.0f", padding=3)
-    axes.set(
-        title=f"What the accuracy of study {result.study} depends on",
-        xlabel="part of the variance over whole trials (%)",
-        xlim=(0, 105),
-    )
-    return figure
+    axes.set(xlabel="part of the variance over whole trials (%)", xlim=(0, 105))

@@ -83,18 +83,8 @@ def boot(
         left_out = LEFT_OUT if megabytes <= 256 else ()
         for entry in _archive(folders, json.dumps(job).encode(), left_out):
             archive.write(entry)
-    command += [
-        "-M",
-        "virt",
-        "-cpu",
-        cpu,
-        "-m",
-        str(megabytes),
-        "-nographic",
-        "-no-reboot",
-        "-nic",
-        "none",
-    ]
+    command += ["-M", "virt", "-cpu", cpu, "-m", str(megabytes)]
+    command += ["-nographic", "-no-reboot", "-nic", "none"]
     command += ["-kernel", str(kernels[-1]), "-initrd", str(image)]
     command += ["-append", "console=ttyAMA0 quiet panic=-1 rootfstype=ramfs"]
     done = subprocess.run(

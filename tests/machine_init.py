@@ -11,13 +11,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-LIBC = ctypes.CDLL(None)
+LIBC = ctypes.CDLL(None, use_errno=True)
 BIND, MOVE = 4096, 8192  # MS_BIND, MS_MOVE
 POWER_OFF = 0x4321FEDC  # LINUX_REBOOT_CMD_POWER_OFF
 SYSTEMD = "/usr/lib/systemd/systemd"
-HOME = Path("/", "home", "pi")
+HOME = "home/pi"  # of the root
 ETC = {
-    "passwd": f"root:x:0:0::/root:/bin/sh\npi:x:1000:1000::{HOME}:/bin/sh\n",
+    "passwd": f"root:x:0:0::/root:/bin/sh\npi:x:1000:1000::/{HOME}:/bin/sh\n",
     "group": "root:x:0:\npi:x:1000:\n",
     "machine-id": f"{1:032x}\n",
     "systemd/system/job.target": "[Unit]\nRequires=job.service\n",
@@ -65,9 +65,9 @@ def into_a_root_for_sandboxes() -> None:
             mount(str(path), str(new / path.name), flags=MOVE if moved else BIND)
         elif path.is_file():
             (new / path.name).write_bytes(path.read_bytes())
-    for name in ("run", "var/tmp", "etc", str(HOME)[1:]):
+    for name in ("run", "var/tmp", "etc", HOME):
         (new / name).mkdir(parents=True)
-    os.chown(new / str(HOME)[1:], 1000, 1000)
+    os.chown(new / HOME, 1000, 1000)
     for name in ("tmp", "var/tmp"):
         (new / name).chmod(0o1777)
     for name, content in ETC.items():
@@ -98,10 +98,10 @@ def main() -> None:
         return
     for kind, place in (("proc", "/proc"), ("sysfs", "/sys"), ("devtmpfs", "/dev")):
         mount(kind, place, kind)
-    if not job["systemd"]:
-        run(job["commands"])
-    into_a_root_for_sandboxes()
-    os.execv(SYSTEMD, [SYSTEMD, "--unit=job.target"])
+    if job["systemd"]:
+        into_a_root_for_sandboxes()
+        os.execv(SYSTEMD, [SYSTEMD, "--unit=job.target"])
+    run(job["commands"])
 
 
 main()

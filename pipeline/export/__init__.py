@@ -81,8 +81,7 @@ def export_run(
         if precision == "int8" and source not in run.record["artefacts"]:
             quantize_run(run)
         if run.plan is not None and run.plan.get(source) == NEW:  # nothing is known of it yet
-            for name in formats:
-                run.wants(run.artefact(precision, name))
+            run.wants(*(run.artefact(precision, name) for name in formats))
             continue
         module = program.load(run.need(source))
         contract = contract_of(run, module, precision)
@@ -95,7 +94,7 @@ def export_run(
                 made |= _generated(run, precision, name)
                 continue
             filename = run.artefact(precision, name)
-            made[filename] = run.wants(filename, config)
+            made[filename] = run.wants(filename, config=config)
             if made[filename]:
                 with run.workspace() as work:
                     EXPORTERS[name](module, contract, work / filename, ())
@@ -139,7 +138,7 @@ def _generated(run: RunFolder, precision: str, name: str) -> dict[str, bool]:
     """The folder of C, generated from the run's ONNX file."""
     source, filename = run.artefact(precision, "onnx"), run.artefact(precision, name)
     config = {"pipeline": __version__, "generator": digest()}
-    wanted = run.wants(filename, config)
+    wanted = run.wants(filename, config=config)
     if wanted:
         generated = generate(run.need(source).read_bytes(), source)
         with run.workspace() as work:

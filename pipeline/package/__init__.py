@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -78,17 +79,17 @@ def package_run(
         if name in order.formats
     ]
     folders = _folders(run, order)
-    by = order.cross_compiler()
-    config = _config(order, models, folders, by, key)
+    order = replace(order, compiler=order.cross_compiler())
+    config = _config(order, models, folders, key)
     report = run.read_json(REPORT)
     _refuse_unverified(run, report, [*models, *folders])
-    if not run.wants(target, config):
+    if not run.wants(target, config=config):
         return False
-    contents, shipped = _models(run, order, models, folders, by, on_note)
+    contents, shipped = _models(run, order, models, folders, on_note)
     contracts, golden = golden_vectors(run, order)
-    _accompany(run, order, contents, shipped, golden, folders, by)
+    _accompany(run, order, contents, shipped, golden, folders)
     outside = debian.outside(run, order, place, contents) if place and order.kind == "deb" else {}
-    manifest = _manifest(run, order, report, shipped, contracts, by)
+    manifest = _manifest(run, order, report, shipped, contracts)
     manifest["files"] = {name: bundle.sha256(content) for name, content in contents.items()}
     if outside:
         manifest["package"] = digests(outside)
@@ -108,11 +109,7 @@ def package_run(
 
 
 def _config(
-    order: Order,
-    models: list[str],
-    folders: list[str],
-    by: str | None,
-    key: Ed25519PrivateKey | None,
+    order: Order, models: list[str], folders: list[str], key: Ed25519PrivateKey | None
 ) -> dict[str, Any]:
     """What decides the bytes, besides the run's own files."""
     config: dict[str, Any] = {"models": models, "pipeline": __version__}
@@ -121,8 +118,8 @@ def _config(
     if order.place:
         config |= {"target": order.place.name, "os": order.place.system, "wheels": order.wheels}
         config["python"] = order.place.python
-    if by is not None:
-        config["compiler"] = by
+    if order.compiler is not None:
+        config["compiler"] = order.compiler
     if order.kind == "deb":
         config["maintainer"] = debian.maintainer()
     if key is not None:
@@ -135,7 +132,6 @@ def _models(
     order: Order,
     models: list[str],
     folders: list[str],
-    by: str | None,
     on_note: Callable[[str], None],
 ) -> tuple[dict[str, bytes], dict[str, str]]:
     """What computes: (contents by name, of each file that ships what was verified)."""
@@ -145,7 +141,7 @@ def _models(
             refuse_newer(model, contents[model])
     shipped = {model: model for model in models}
     if order.place is not None and order.is_native:
-        native = native_files(run, order.place, order.precisions, order.first, by)
+        native = native_files(run, order.place, order.precisions, order.first, order.compiler)
         try:
             try_out(order.place, native[CLASSIFY])
         except Missing as error:
@@ -167,7 +163,6 @@ def _accompany(
     shipped: dict[str, str],
     golden: bytes,
     folders: list[str],
-    by: str | None,
 ) -> None:
     """Add to the contents what goes with the models: the runner, and what tells of it all."""
     place = order.place
@@ -182,7 +177,7 @@ def _accompany(
     contents |= {"README.md": readme(run, order, folders), "LICENSE": our_licence()}
     linked = [packed_with_the_runner()] if order.has_python else []
     if place is not None and order.is_native:
-        linked += linked_into(place, by)
+        linked += linked_into(place, order.compiler)
         contents[INSTALL] = installer(run, place, order)
         folder = f"%h/.local/share/{install_name(run)}/current/bundle"
         unit = service(run.model, folder, of_user=True)
@@ -201,7 +196,6 @@ def _manifest(
     report: dict[str, Any],
     shipped: dict[str, str],
     contracts: dict[str, Any],
-    by: str | None,
 ) -> dict[str, Any]:
     """manifest.json, but for its digests."""
     verified = [a for a in report["artefacts"] if a["file"] in shipped.values() and a["shipped"]]
@@ -223,8 +217,9 @@ def _manifest(
             "os": order.place.system,
             "python": order.place.python,
         }
-        if by is not None:
-            manifest["target"]["compiler"] = version_of(order.place.target.board, by)
+        if order.compiler is not None:
+            used = version_of(order.place.target.board, order.compiler)
+            manifest["target"]["compiler"] = used
     return manifest
 
 

@@ -79,11 +79,6 @@ def board_of(name: str) -> Board:
     return BOARDS[name]
 
 
-def has_zig() -> bool:
-    """Whether Zig is installed here."""
-    return importlib.util.find_spec("ziglang") is not None
-
-
 def cross_compiler(board: str, wanted: str | None = None) -> str:
     """Which of COMPILERS compiles for a board: the one that is wanted, or Zig before gcc.
 
@@ -96,15 +91,15 @@ def cross_compiler(board: str, wanted: str | None = None) -> str:
         raise UsageError(
             f"{board}: Debian's cross gcc compiles for ARMv7 at least", "leave out --compiler gcc"
         )
-    package = f"gcc-{gcc[0].removesuffix('-gcc')}" if gcc else ""
-    here = {ZIG: has_zig(), GCC: bool(gcc) and shutil.which(gcc[0]) is not None}
-    found = [name for name in COMPILERS if here[name] and wanted in (None, name)]
+    here, mends = {ZIG: importlib.util.find_spec("ziglang") is not None}, {ZIG: MEND}
+    if gcc:
+        here[GCC] = shutil.which(gcc[0]) is not None
+        mends[GCC] = f"'sudo apt install gcc-{gcc[0].removesuffix('-gcc')}'"
+    asked = [name for name in here if wanted in (None, name)]
+    found = [name for name in asked if here[name]]
     if not found or shutil.which("make") is None:
-        mends = {ZIG: MEND, GCC: f"'sudo apt install {package}'"}
-        named = [
-            mends[name] for name in COMPILERS if wanted in (None, name) and (gcc or name == ZIG)
-        ]
-        raise Missing(f"{board}: there is no compiler for it, or no make", " or ".join(named))
+        mend = " or ".join(mends[name] for name in asked)
+        raise Missing(f"{board}: there is no compiler for it, or no make", mend)
     return found[0]
 
 

@@ -116,10 +116,10 @@ def quantize_run(run: RunFolder, calibration: Calibration | None = None) -> bool
     if calibration.observer not in (AUTO, *OBSERVERS):
         raise unknown("observer", calibration.observer, [AUTO, *OBSERVERS])
     config = asdict(calibration) | {"pipeline": __version__}
-    run.entry(source)
-    if not run.wants(target, config):
+    path = run.need(source)
+    if not run.wants(target, config=config):
         return False
-    module = load(run.need(source))
+    module = load(path)
     dataset = dataset_of(run)
     pixels = calibration.images(dataset.train)
     int8, tried = choose(module, pixels, dataset.validation, calibration)

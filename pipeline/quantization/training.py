@@ -155,12 +155,12 @@ def qat_run(
     if not 0 < tuning.learning_rate < math.inf:
         raise UsageError(f"--lr {tuning.learning_rate:g}", "give a number above 0")
     source, target = run_folder.artefact("fp32", "pt2"), run_folder.artefact("int8", "pt2")
-    run_folder.entry(source)
+    path = run_folder.need(source)
     if not run_folder.wants(target):
         return []
     config = run_folder.training["config"]
     distorted = config["distortion"] * EASED if config["augment"] else 0.0  # as training ended
-    program = load(run_folder.need(source))
+    program = load(path)
     dataset = dataset_of(run_folder)
     int8, tried = train_int8(program, dataset, tuning, distorted, on_epoch)
     with run_folder.workspace() as work:

@@ -15,7 +15,7 @@ from .. import __version__
 from ..evaluation.show import cost, fragile
 from ..files import sha256_file
 from ..run_folder import RunFolder
-from ..sweep import study_files
+from ..study import RESULT, studies_of
 from ..verify.show import percent
 from . import figures
 from .drawing import picture
@@ -42,7 +42,7 @@ CONTENTS = {
 
 def is_wanted(run: RunFolder) -> bool:
     """Whether the report does not tell of all that the run has, as it is now."""
-    return bool([name for name in (PAGE, FACTS) if run.wants(name, _config(run))])
+    return run.wants(PAGE, FACTS, config=_config(run))
 
 
 def _config(run: RunFolder) -> dict[str, Any]:
@@ -51,7 +51,7 @@ def _config(run: RunFolder) -> dict[str, Any]:
         for name, entry in run.record["artefacts"].items()
         if name not in (PAGE, FACTS, CARD)
     }
-    studies = {path.parent.name: sha256_file(path) for path in study_files(run)}
+    studies = {found.study: sha256_file(found.folder / RESULT) for found in studies_of(run)}
     return {"pipeline": __version__, "of": known, "studies": studies}
 
 
@@ -61,7 +61,7 @@ def report_run(run: RunFolder, *, card: bool = False) -> dict[str, Any]:
     """
     run.need(run.artefact("fp32", "pt2"))
     names = [PAGE, FACTS, *([CARD] if card else [])]
-    if [name for name in names if run.wants(name)] != names:
+    if not run.wants(*names):
         return {}
     seen = observe(run)
     facts = facts_of(run, seen)

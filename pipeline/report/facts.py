@@ -14,7 +14,7 @@ from ..graph import Layer, read_graph
 from ..interval import wilson
 from ..quantization.sensitivity import SENSITIVITY
 from ..run_folder import RunFolder
-from ..sweep import as_document, read_study, study_files
+from ..study import as_document, studies_of
 from ..verify import REPORT
 from ..verify.self_check import SELF_CHECK
 from .command import reproducing_command
@@ -61,7 +61,7 @@ def facts_of(run: RunFolder, seen: Observations) -> Record:
         "runtimes": _runtimes(run, verification, bench, devices),
         "evaluation": evaluation,
         "challenges": evaluation.get("challenges") if evaluation else None,
-        "sweeps": [as_document(read_study(path)) for path in study_files(run)],
+        "sweeps": [as_document(study) for study in studies_of(run)],
         "provenance": _provenance(run, verification),
     }
     present = {name: section for name, section in sections.items() if section}

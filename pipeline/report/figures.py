@@ -14,6 +14,8 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FormatStrFormatter, LogLocator, NullLocator
 
 from ..interval import wilson
+from ..study import from_document
+from ..sweep_pictures import draw_history, draw_importance
 from .drawing import BLUE, GREEN, GREY, OF_PRECISION, ORANGE, figure, styled, svg
 from .observations import Histogram
 
@@ -171,36 +173,19 @@ def sensitivity(record: Record) -> Markup:
 
 def study(record: Record) -> Markup:
     """A sweep: every trial's accuracy with the best so far, and the importance of the settings."""
-    tried = [t for t in record["trials"] if t["validation_accuracy"] is not None]
-    shares = sorted(record["importance"].items(), key=lambda item: float(item[1]))
+    result = from_document(record)
     with styled():
         drawing = figure(7.5, 2.8)
-        history, parts = (
-            drawing.subplots(1, 2, width_ratios=(3, 2))
-            if shares
-            else (
-                drawing.subplots(),
-                None,
-            )
-        )
-        for whole, mark, colour in ((True, "o", BLUE), (False, "x", GREY)):
-            of_kind = [t for t in tried if (t["state"] == "complete") == whole]
-            accuracies = [100 * t["validation_accuracy"] for t in of_kind]
-            history.plot([t["number"] for t in of_kind], accuracies, mark, color=colour, ms=4)
-            if whole:
-                best = [max(accuracies[: n + 1]) for n in range(len(accuracies))]
-                numbers = [t["number"] for t in of_kind]
-                history.step(numbers, best, where="post", color=ORANGE, label="best so far")
-        history.set(xlabel="trial", ylabel="validation accuracy (%)")
-        history.grid(visible=True)
-        history.legend()
-        if parts is not None:
-            names = [name.replace("_", " ") for name, _ in shares]
-            bars = parts.barh(names, [100 * share for _, share in shares], color=BLUE)
-            parts.bar_label(bars, fmt="%.0f", padding=2)
-            parts.set(xlabel="part of the spread (%)", xlim=(0, 118))
-    told = f"; {shares[-1][0].replace('_', ' ')} matters most" if shares else ""
-    return svg(drawing, f"Accuracies of {len(tried)} trials of study {record['study']}{told}.")
+        if result.importance:
+            trials, settings = drawing.subplots(1, 2, width_ratios=(3, 2))
+            draw_importance(settings, result)
+        else:
+            trials = drawing.subplots()
+        draw_history(trials, result)
+    tried = sum(trial.validation_accuracy is not None for trial in result.trials)
+    first = max(result.importance, key=result.importance.__getitem__, default="")
+    told = f"; {first.replace('_', ' ')} matters most" if first else ""
+    return svg(drawing, f"Accuracies of {tried} trials of study {result.study}{told}.")
 
 
 def steps_off(table: Record) -> Markup | None:

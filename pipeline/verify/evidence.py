@@ -16,6 +16,13 @@ PACKAGES = ("torch", "torchao", "litert-torch", "onnx", "onnxruntime", "ai-edge-
 FLAGS = ("avx2", "avx512f", "avx512_vnni", "avx_vnni", "asimd", "asimddp", "i8mm")
 
 
+def processor() -> str:
+    """The processor's name as the kernel has it, or else its kind."""
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    model = next((line for line in lines if line.startswith("model name")), "")
+    return model.partition(":")[2].strip() or platform.machine()
+
+
 def machine() -> dict[str, Any]:
     """Versions, processor, and threads of this process."""
     try:
