@@ -11,20 +11,18 @@ from pathlib import Path
 from typing import Any
 
 from deploy.runner.bundle import Bundle
-from deploy.runner.contract import PRECISIONS
 from deploy.runner.sweep import Row, model_card, sweep
 
 from . import __version__
 from .errors import Missing
 from .package import Order, bundle_name, package_run
-from .package.order import PACKED
+from .precisions import FORMATS, PRECISIONS, artefacts
 from .run_folder import RunFolder
 from .verify.compiler import compiler
 
 BENCH = "bench.json"
 HOST = "host"
 INFERENCES = 1000
-KINDS = (*PACKED, "c")
 
 
 def bench_run(
@@ -67,8 +65,13 @@ def bench_config(order: Order, count: int = INFERENCES) -> dict[str, Any]:
 def _order(run: RunFolder) -> Order:
     """All of the run's files that can be timed here."""
     made = run.record["artefacts"]
-    precisions = [p for p in PRECISIONS if any(run.artefact(p, kind) in made for kind in KINDS)]
-    kinds = [kind for kind in KINDS if all(run.artefact(p, kind) in made for p in precisions)]
+    known = artefacts(FORMATS, PRECISIONS)
+    precisions = [p for p in PRECISIONS if any(run.artefact(*f) in made for f in known if p in f)]
+    kinds = [
+        kind
+        for kind in FORMATS
+        if all(run.artefact(*file) in made for file in artefacts([kind], precisions))
+    ]
     native = "c" in kinds and compiler() is not None
     if not precisions or kinds == [] or (kinds == ["c"] and not native):
         raise Missing(f"run {run.name} has no export to time here", "run 'pipeline export'")

@@ -15,6 +15,7 @@ from .cli_options import (
     RUN,
     chosen_of,
     flags,
+    given_options,
     print_json,
     show_plan,
 )
@@ -58,7 +59,7 @@ def export(
     if file is not None:
         if dry_run:
             raise UsageError("--dry-run is for a run, not for a FILE", "leave it out")
-        _export_file(file, run_name, formats, precisions, output, overwrite, as_json)
+        _export_file(file, formats, output, overwrite, as_json)
         return
     if output is not None or overwrite:
         raise UsageError("--output and --overwrite belong to a FILE", "leave them out for a run")
@@ -87,9 +88,7 @@ def export(
 
 def _export_file(
     file: Path,
-    run_name: str | None,
     formats: str,
-    precisions: str,
     output: Path | None,
     overwrite: bool,
     as_json: bool,
@@ -99,7 +98,7 @@ def _export_file(
         raise UsageError(
             f"{file}: of a file only C is generated, into a folder", "give --format c -o FOLDER"
         )
-    if run_name is not None or precisions != "all":
+    if {"run_name", "precisions"} & set(given_options()):
         raise UsageError("--run and --precision do not go with a FILE", "leave them out")
     from .console import say
     from .export import export_file

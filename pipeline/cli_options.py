@@ -10,15 +10,13 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .errors import UsageError, unknown
+from .precisions import FORMATS, PRECISIONS, USUAL, refuse_without_file
 
 if TYPE_CHECKING:
     from .checkpoint import TrainConfig
     from .network import Network
     from .package import Order
     from .run_folder import RunFolder
-
-FORMATS = ("onnx", "tflite", "c")
-PRECISIONS = ("fp32", "int8")
 
 
 def split(option: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
@@ -34,7 +32,9 @@ def split(option: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
 
 def chosen_of(formats: str, precisions: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """What --format and --precision name. Raises UsageError."""
-    return split("format", formats, FORMATS), split("precision", precisions, PRECISIONS)
+    chosen = split("format", formats, FORMATS), split("precision", precisions, PRECISIONS)
+    refuse_without_file(*chosen)
+    return chosen
 
 
 def order_of(options: dict[str, Any], target: str | None, system: str | None) -> Order:
@@ -55,8 +55,10 @@ def order_of(options: dict[str, Any], target: str | None, system: str | None) ->
 
 def flags(formats: str, precisions: str) -> str:
     """The options of a command, for the hint at the next one."""
-    given = {"--format": formats, "--precision": precisions}
-    return "".join(f" {option} {value}" for option, value in given.items() if value != "all")
+    given = {"--format": (formats, "all"), "--precision": (precisions, ",".join(USUAL))}
+    return "".join(
+        f" {option} {value}" for option, (value, default) in given.items() if value != default
+    )
 
 
 def shape_of(text: str | None) -> tuple[int, int, int] | None:
@@ -224,5 +226,9 @@ FORMAT = click.option(
     help="onnx, tflite, c, or some by comma.",
 )
 PRECISION = click.option(
-    "--precision", "precisions", default="all", show_default=True, help="fp32, int8, or both."
+    "--precision",
+    "precisions",
+    default=",".join(USUAL),
+    show_default=True,
+    help=f"{', '.join(PRECISIONS)}, some by comma, or all.",
 )

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-from deploy.runner.contract import PRECISIONS
-
 from .bench import BENCH
 from .deployment.installation import latencies
 from .errors import UsageError
 from .interval import wilson
+from .precisions import PRECISIONS
 from .run_folder import RunFolder
 from .verify import REPORT
 

@@ -1,7 +1,7 @@
 """Programs: a network frozen by torch.export, saved as `.pt2`, and the layers inside it.
 
-A float program is what training leaves behind; the int8 program is made from it once
-(`pipeline.quantization`), and everything that ships is an export of one of the two.
+A float program is what training leaves behind; those of other precisions are made from it once
+(`pipeline.quantization`), and everything that ships is an export of one of them.
 """
 
 from __future__ import annotations
@@ -125,10 +125,11 @@ def load(path: Path) -> fx.GraphModule:
 
 
 def plain(module: nn.Module) -> fx.GraphModule:
-    """The same graph without the input guards and tree specs that torch.export wraps around it."""
+    """The same graph without the guards and tree specs that torch.export wraps around it."""
     assert isinstance(module, fx.GraphModule)
     for node in list(module.graph.nodes):
-        if node.op == "call_module" and node.target == "_guards_fn":
+        guard = node.op == "call_module" and node.target == "_guards_fn"
+        if guard or node.target is aten._assert_tensor_metadata.default:
             module.graph.erase_node(node)
     module.graph.set_codegen(fx.graph.CodeGen())
     module.graph.eliminate_dead_code()
@@ -171,6 +172,24 @@ def constant(module: fx.GraphModule, node: Any) -> Any:
     return node.target(*(constant(module, argument) for argument in node.args))  # type: ignore[operator]
 
 
+def fixed_nodes(module: fx.GraphModule) -> dict[fx.Node, None]:
+    """The nodes that depend on constants only, in the program's order."""
+    fixed: dict[fx.Node, None] = {}
+    for node in module.graph.nodes:
+        computed = node.op == "call_function" and all(n in fixed for n in node.all_input_nodes)
+        if node.op == "get_attr" or computed:
+            fixed[node] = None
+    return fixed
+
+
+def unpacked(module: fx.GraphModule) -> fx.GraphModule:
+    """A copy of a float program whose small weights are the float32 numbers they stand for."""
+    module = copy.deepcopy(module)
+    computed = [node for node in fixed_nodes(module) if node.op == "call_function"]
+    fold(module, computed)
+    return module
+
+
 def fold(module: fx.GraphModule, nodes: list[fx.Node]) -> None:
     """Replace nodes that depend on constants only by their values, in place."""
     for number, node in enumerate(nodes):
@@ -208,9 +227,11 @@ def tap_nodes(module: fx.GraphModule) -> dict[Tap, fx.Node]:
     """
     quantized = any(is_quantize(node) for node in module.graph.nodes)
     taps: dict[Tap, fx.Node] = {}
+    fixed = fixed_nodes(module)
     for node in module.graph.nodes:
         if not quantized:
-            layer = node.op == "call_function" and node.target not in TRANSPARENT
+            moved = node.target in TRANSPARENT or node in fixed
+            layer = node.op == "call_function" and not moved
             if layer and isinstance(node.meta.get("val"), Tensor) and not _goes_on(node):
                 taps[Tap(node.name, _kind(node))] = node
             continue

@@ -7,17 +7,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from deploy.runner.contract import PRECISIONS
-
 from . import __version__, checkpoint
 from .bench import BENCH, bench_config, bench_run
 from .checkpoint import TrainConfig
 from .data import dataset_of
 from .errors import BadInput, Missing, UsageError, VerificationFailed
-from .export import FORMATS, export_run
+from .export import export_run
 from .network import Network
 from .package import Order, bundle_name, package_run
 from .package.order import PACKED
+from .precisions import FORMATS, USUAL
 from .quantization import quantize_run
 from .report import FACTS, PAGE, is_wanted, report_run
 from .run_folder import CHECKPOINT, UNCHANGED, RunFolder
@@ -48,8 +47,8 @@ def run_all(
     run: RunFolder,
     network: Network,
     config: TrainConfig,
-    formats: Sequence[str] = tuple(FORMATS),
-    precisions: Sequence[str] = PRECISIONS,
+    formats: Sequence[str] = FORMATS,
+    precisions: Sequence[str] = USUAL,
     images: int = 1000,
     *,
     overwrite: bool = False,

@@ -20,6 +20,7 @@ from typing import Any
 
 from .errors import BadInput, Missing, UsageError, unknown
 from .files import digest_of, replace_folder, replacing, write_atomically
+from .precisions import SMALL_WEIGHTS
 
 RECORD = "run.json"
 CHECKPOINT = "checkpoint.safetensors"
@@ -151,7 +152,10 @@ class RunFolder:
         elif filename.endswith("-c"):
             command = "export --format c"
         else:
-            command = f"export --format {Path(filename).suffix[1:]}"
+            precision, _, kind = filename.removeprefix(f"{self.model}-").rpartition(".")
+            command = "export"
+            command += f" --precision {precision}" if precision in SMALL_WEIGHTS else ""
+            command += f" --format {kind}" if kind != "pt2" else ""
         return f"run 'pipeline {command} --run {self.name}'"
 
     @property

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .contract import PRECISIONS, Contract
+from .contract import PRECISIONS, Contract, default_precision
 from .errors import BadInput, Missing, UsageError
 
 MANIFEST = "manifest.json"
@@ -169,5 +169,5 @@ class Bundle:
         return Contract.from_json(json.dumps(record), str(self.folder / MANIFEST))
 
     def default_precision(self) -> str:
-        """int8 where the bundle has it."""
-        return "int8" if "int8" in self.manifest["contracts"] else "fp32"
+        """What is taken where none is named."""
+        return default_precision(self.manifest["contracts"])

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
@@ -17,7 +18,12 @@ from .errors import BadInput
 SCHEMA = 1
 PREPARATIONS = ("glyph", "picture")
 SCORES = ("logits", "probabilities")
-PRECISIONS = ("fp32", "int8")
+PRECISIONS = ("fp32", "int8", "fp16", "dynamic")
+
+
+def default_precision(there: Collection[str]) -> str:
+    """What is taken of some precisions where none is named: int8, the smallest and fastest."""
+    return next(precision for precision in ("int8", *PRECISIONS) if precision in there)
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,8 @@ class Contract:
     scaled into a box and centred as MNIST was made (dark ink on paper is inverted); `picture` is
     resized and otherwise left alone. `scores` says whether the outputs are logits or already
     probabilities; `temperature` is what logits are divided by before they become some (Guo et al.
-    2017). `input` and `output` are the quantization of an int8 model, None for fp32.
+    2017). `input` and `output` are the quantization of an int8 model, None for others: fp16 and
+    dynamic are float models with weights stored as float16 or int8.
     """
 
     model: str

@@ -10,14 +10,13 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
-from deploy.runner.contract import PRECISIONS
 from deploy.runner.scores import probabilities
 
 from .. import __version__
 from ..data import Dataset, Split, dataset_of, load_dataset
 from ..errors import UsageError
-from ..export import FORMATS
 from ..interval import wilson
+from ..precisions import FORMATS, USUAL
 from ..run_folder import RunFolder
 from ..verify.runtimes import Runtimes
 from .artefacts import Artefact, artefacts_of
@@ -33,8 +32,8 @@ OnStep = Callable[[str], None]
 
 def evaluate_run(
     run: RunFolder,
-    formats: Sequence[str] = tuple(FORMATS),
-    precisions: Sequence[str] = PRECISIONS,
+    formats: Sequence[str] = FORMATS,
+    precisions: Sequence[str] = USUAL,
     *,
     other: str | None = None,
     max_drop: float | None = None,

@@ -10,12 +10,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from deploy.runner.contract import PRECISIONS
-
 from .. import __version__, program
 from ..data import dataset_of
 from ..errors import BadInput
 from ..export import CALIBRATION, contract_of
+from ..precisions import PRECISIONS
 from ..run_folder import RunFolder
 
 BINS = 15
@@ -99,13 +98,14 @@ def calibrate_run(run: RunFolder) -> dict[str, Any]:
     dataset = dataset_of(run)
     report: dict[str, Any] = {}
     images, truth = dataset.validation.images, dataset.validation.labels
-    names = [run.artefact(precision, "pt2") for precision in PRECISIONS]
-    names = [name for name in names if name in run.record["artefacts"] or "fp32" in name]
-    paths = [run.need(name) for name in names]
+    names = {precision: run.artefact(precision, "pt2") for precision in PRECISIONS}
+    made = {"fp32", *(p for p, name in names.items() if name in run.record["artefacts"])}
+    names = {precision: name for precision, name in names.items() if precision in made}
+    paths = {precision: run.need(name) for precision, name in names.items()}
     if not run.wants(CALIBRATION):
         return {}
-    for name, path, precision in zip(names, paths, PRECISIONS, strict=False):
-        module = program.load(path)
+    for precision, name in names.items():
+        module = program.load(paths[precision])
         if contract_of(run, module, precision).scores != "logits":
             raise BadInput(
                 f"{run.model} ends in a softmax: it has no scores to divide by a temperature",
@@ -127,5 +127,5 @@ def calibrate_run(run: RunFolder) -> dict[str, Any]:
         )
         report[precision] = {"temperature": temperature, "before": before, "after": after}
     facts = {precision: row["temperature"] for precision, row in report.items()}
-    run.commit_json(CALIBRATION, report, {"pipeline": __version__}, names, facts)
+    run.commit_json(CALIBRATION, report, {"pipeline": __version__}, list(names.values()), facts)
     return report

@@ -11,11 +11,12 @@ from typing import Any
 
 from torch import fx
 
-from deploy.runner.contract import PRECISIONS, Contract, Quantization
+from deploy.runner.contract import Contract, Quantization
 
 from .. import __version__, program
 from ..errors import BadInput, Missing, UsageError
 from ..files import replace_folder
+from ..precisions import FORMATS, SMALL_WEIGHTS, USUAL, artefacts
 from ..run_folder import NEW, RunFolder
 from . import onnx, tflite
 from .c import Generated, digest, generate, write
@@ -25,7 +26,6 @@ EXPORTERS: dict[str, Callable[[fx.GraphModule, Contract, Path, tuple[str, ...]],
     "onnx": onnx.export,
     "tflite": tflite.export,
 }
-FORMATS = (*EXPORTERS, "c")  # C is generated from the ONNX file
 BUILT = ("*.o", "*classify", "*libmodel.so", "fuzz-*")  # what make leaves in a folder of C
 
 
@@ -66,29 +66,33 @@ def contract_of(run: RunFolder, module: fx.GraphModule, precision: str) -> Contr
 
 
 def export_run(
-    run: RunFolder, formats: Sequence[str] = tuple(FORMATS), precisions: Sequence[str] = PRECISIONS
+    run: RunFolder, formats: Sequence[str] = FORMATS, precisions: Sequence[str] = USUAL
 ) -> dict[str, bool]:
     """Export a run's programs. Returns file name to whether it was made now (else it was current).
 
-    Quantizes first where int8 is asked for and there is no int8 program. Raises BadInput where an
-    exporter refuses the network.
+    Makes a precision's program first where there is none; int8 weights or halves are made anew when
+    they are not current. C is generated from the ONNX file. Raises BadInput where an exporter
+    refuses the network.
     """
-    from ..quantization import quantize_run
+    from ..quantization import quantize_run, store_small
 
     made: dict[str, bool] = {}
     for precision in precisions:
         source = run.artefact(precision, "pt2")
         if precision == "int8" and source not in run.record["artefacts"]:
             quantize_run(run)
+        if precision in SMALL_WEIGHTS:
+            store_small(run, precision)
+        files = artefacts(formats, [precision])
         if run.plan is not None and run.plan.get(source) == NEW:  # nothing is known of it yet
-            run.wants(*(run.artefact(precision, name) for name in formats))
+            run.wants(*(run.artefact(*file) for file in files))
             continue
         module = program.load(run.need(source))
         contract = contract_of(run, module, precision)
         config: dict[str, Any] = {"pipeline": __version__}
         if contract.temperature != 1.0:
             config["temperature"] = contract.temperature
-        for name in formats:
+        for _, name in files:
             if name not in EXPORTERS:
                 made = export_run(run, ("onnx",), (precision,)) | made
                 made |= _generated(run, precision, name)

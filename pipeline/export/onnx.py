@@ -8,6 +8,7 @@ import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import fx
 
@@ -16,12 +17,13 @@ from deploy.runner.contract import Contract
 from deploy.runner.quiet import quiet
 
 from ..errors import BadInput, first_line
-from ..program import aten, decomposed, fold
+from ..program import aten, decomposed, fold, unpacked
 
 if TYPE_CHECKING:
     import onnx
 
 INPUT, OUTPUT = "image", "scores"
+WEIGHTED = {"Conv", "Gemm", "MatMul"}
 
 
 def export(
@@ -36,7 +38,7 @@ def export(
     import onnx
 
     _refuse_divisors(module, path)
-    module = copy.deepcopy(module)
+    module = unpacked(module) if contract.precision == "fp16" else copy.deepcopy(module)
     # A quantize node before a constant is a constant integer.
     to_integer = decomposed.quantize_per_channel.default
     fold(module, [node for node in module.graph.nodes if node.target is to_integer])
@@ -66,6 +68,8 @@ def export(
     for value in (*model.graph.value_info, *model.graph.input, *model.graph.output):
         del value.metadata_props[:]
     _unshare_zero_points(model.graph)
+    if contract.precision == "fp16":
+        _store_halves(model.graph)
     del model.metadata_props[:], model.graph.metadata_props[:]
     model.metadata_props.add(key=CONTRACT_KEY, value=contract.to_json())
     model.producer_name, model.producer_version = "pipeline", contract.pipeline_version
@@ -96,6 +100,27 @@ def _unshare_zero_points(graph: onnx.GraphProto) -> None:
             own.CopyFrom(constants[name])
             own.name = node.input[2] = f"{node.input[0]}_zero_point"
         taken.add(name)
+
+
+def _store_halves(graph: onnx.GraphProto) -> None:
+    """Store the weights, which are halves, as float16, each behind a Cast.
+
+    torch.onnx, given that program, makes float32 of the smaller ones.
+    """
+    import onnx
+
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    weights = [node.input[1] for node in graph.node if node.op_type in WEIGHTED]
+    casts = []
+    for name in dict.fromkeys(weights):
+        if name in constants:
+            half = onnx.numpy_helper.to_array(constants[name]).astype(np.float16)
+            constants[name].CopyFrom(onnx.numpy_helper.from_array(half, f"{name}_half"))
+            to = {"to": onnx.TensorProto.FLOAT}
+            casts.append(onnx.helper.make_node("Cast", [f"{name}_half"], [name], **to))
+    nodes = [*casts, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def _refuse_divisors(module: fx.GraphModule, path: Path) -> None:

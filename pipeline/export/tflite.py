@@ -18,7 +18,9 @@ from deploy.runner.contract import Contract
 from deploy.runner.quiet import quiet
 
 from ..errors import BadInput, first_line
-from ..program import aten, constant, decomposed, fold
+from ..precisions import SMALL_WEIGHTS
+from ..program import aten, constant, decomposed, fold, unpacked
+from .tflite_weights import store_small
 
 POOLINGS = {aten.max_pool2d.default, aten.max_pool2d_with_indices.default, aten.avg_pool2d.default}
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the same file every time
@@ -34,7 +36,7 @@ def export(
     be wrong: a file that LiteRT cannot load, or with other shapes than the program's.
     """
     _refuse_indices(module, path)
-    module = copy.deepcopy(module)
+    module = copy.deepcopy(module) if contract.precision == "int8" else unpacked(module)
     if contract.precision == "int8":
         # The converter quantizes biases by itself and refuses quantized ones. Given the values that
         # the int32 biases stand for, it finds the same integers again.
@@ -60,6 +62,8 @@ def export(
             "leave out --format tflite, or change the layer that it names",
         ) from error
     try:
+        if contract.precision in SMALL_WEIGHTS:
+            path.write_bytes(store_small(path.read_bytes(), contract.precision))
         _check_shapes(module, contract, path)
     except BadInput:
         path.unlink()

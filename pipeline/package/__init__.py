@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import deploy
 from deploy.runner import bundle
+from deploy.runner.contract import default_precision
 
 from .. import __version__
 from ..errors import Missing, VerificationFailed
@@ -73,10 +74,7 @@ def package_run(
     place = order.place
     target = bundle_name(run, place, order.kind)
     models = [
-        run.artefact(precision, name)
-        for precision in order.precisions
-        for name in PACKED
-        if name in order.formats
+        run.artefact(precision, kind) for precision, kind in order.artefacts if kind in PACKED
     ]
     folders = _folders(run, order)
     order = replace(order, compiler=order.cross_compiler())
@@ -141,13 +139,13 @@ def _models(
             refuse_newer(model, contents[model])
     shipped = {model: model for model in models}
     if order.place is not None and order.is_native:
-        native = native_files(run, order.place, order.precisions, order.first, order.compiler)
+        native = native_files(run, order.place, order.in_c, order.compiler)
         try:
             try_out(order.place, native[CLASSIFY])
         except Missing as error:
             on_note(f"note: packed without being tried: {error}")
         contents |= native
-        shipped |= {library_name(run, p): run.artefact(p, "c") for p in order.precisions}
+        shipped |= {library_name(run, p): run.artefact(p, "c") for p in order.in_c}
         return contents, shipped
     for name in folders:
         folder = run.need(name)
@@ -224,15 +222,14 @@ def _manifest(
 
 
 def _folders(run: RunFolder, order: Order) -> list[str]:
-    """The folders of C: of all precisions where they are compiled, else the smallest one's, if it
+    """The folders of C: of all precisions where they are compiled, else the default one's, if it
     was verified.
     """
-    if "c" not in order.formats:
-        return []
     if order.is_native:
-        return [run.artefact(precision, "c") for precision in order.precisions]
-    skipped = run.read_json(REPORT)["skipped"]
-    return [] if "c" in skipped else [run.artefact(order.first, "c")]
+        return [run.artefact(precision, "c") for precision in order.in_c]
+    if not order.in_c or "c" in run.read_json(REPORT)["skipped"]:
+        return []
+    return [run.artefact(default_precision(order.in_c), "c")]
 
 
 def _verdict(model: str, verified: list[dict[str, Any]]) -> dict[str, Any]:

@@ -7,6 +7,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from deploy.runner.contract import default_precision
+
 from ..errors import VerificationFailed
 from ..run_folder import RunFolder
 from ..verify.compiler import LIBRARY, PROGRAM, Sources, built
@@ -23,17 +25,17 @@ def library_name(run: RunFolder, precision: str) -> str:
 
 
 def native_files(
-    run: RunFolder, place: Place, precisions: Sequence[str], first: str, by: str | None
+    run: RunFolder, place: Place, precisions: Sequence[str], by: str | None
 ) -> dict[str, bytes]:
-    """A library for each precision; of the precision `first` also the executable, which needs
-    nothing beside it, and the headers. For a board `by` is one of toolchain.COMPILERS. Raises
+    """A library for each precision; of the default one also the executable, which needs nothing
+    beside it, and the headers. For a board `by` is one of toolchain.COMPILERS. Raises
     Missing without a compiler, BadInput.
     """
     files: dict[str, bytes] = {}
     for precision in precisions:
         folder = run.need(run.artefact(precision, "c"))
         files[library_name(run, precision)] = _made(folder, place, LIBRARY, by)
-        if precision == first:
+        if precision == default_precision(precisions):
             files[CLASSIFY] = _made(folder, place, PROGRAM, by)
             files |= {f"include/{name}": (folder / name).read_bytes() for name in HEADERS}
     return files

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from deploy.runner.backends import BACKENDS
-from deploy.runner.contract import PRECISIONS
+from deploy.runner.contract import default_precision
 
 from ..errors import UsageError, unknown
+from ..precisions import FORMATS, USUAL, artefacts, refuse_without_file
 from ..run_folder import RunFolder
 from .archive import KINDS
 from .targets import TARGETS, Place, place_of
@@ -25,8 +26,8 @@ class Order:
     KINDS; `compiler` one of toolchain.COMPILERS, or the first that is here.
     """
 
-    formats: tuple[str, ...] = (*PACKED, "c")
-    precisions: tuple[str, ...] = PRECISIONS
+    formats: tuple[str, ...] = FORMATS
+    precisions: tuple[str, ...] = USUAL
     place: Place | None = None
     wheels: bool = False
     kind: str = KINDS[0]
@@ -56,7 +57,7 @@ class Order:
                 "leave it out (apt installs python3-numpy), or give --format tar.gz",
             )
         place = place_of(target, system) if target is not None else None
-        formats = tuple(runtimes) or (place.formats if place else (*PACKED, "c"))
+        formats = tuple(runtimes) or (place.formats if place else FORMATS)
         if place is not None:
             place.refuse(formats)
         elif formats == ("c",):
@@ -69,6 +70,7 @@ class Order:
             raise UsageError(
                 "--format deb without C: what dpkg installs must run at once", "add c to --runtime"
             )
+        refuse_without_file(formats, precisions)
         if compiler is not None and not (place and place.target.board and "c" in formats):
             raise UsageError("--compiler is for the C of a board", "leave it out")
         return cls(formats, tuple(precisions), place, wheels, kind, compiler)
@@ -76,12 +78,22 @@ class Order:
     @property
     def first(self) -> str:
         """The precision that is taken where none is named."""
-        return "int8" if "int8" in self.precisions else self.precisions[0]
+        return default_precision(self.precisions)
 
     @property
     def is_native(self) -> bool:
         """Whether C is compiled for it."""
-        return self.place is not None and "c" in self.formats
+        return self.place is not None and bool(self.in_c)
+
+    @property
+    def in_c(self) -> tuple[str, ...]:
+        """The precisions of its C."""
+        return tuple(precision for precision, kind in self.artefacts if kind == "c")
+
+    @property
+    def artefacts(self) -> list[tuple[str, str]]:
+        """(precision, format) of every export in it."""
+        return artefacts(self.formats, self.precisions)
 
     def cross_compiler(self) -> str | None:
         """What compiles its C for a board. Raises UsageError, and Missing where nothing does."""

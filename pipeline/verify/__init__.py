@@ -7,7 +7,6 @@ PyTorch program that all files were exported from, is judged against it: float32
 
 from __future__ import annotations
 
-import copy
 import hashlib
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -18,12 +17,12 @@ import torch
 from torch import Tensor, fx
 
 from deploy.runner.backends import as_input
-from deploy.runner.contract import PRECISIONS
 
 from .. import __version__, program
 from ..data import dataset_of
 from ..errors import UsageError
-from ..export import FORMATS, export_run
+from ..export import export_run
+from ..precisions import FORMATS, PRECISIONS, USUAL, artefacts
 from ..run_folder import RunFolder
 from .cases import cases_for
 from .compiler import Sources
@@ -60,8 +59,8 @@ def verify_config(
 def verify_run(
     run: RunFolder,
     images: int = 1000,
-    formats: Sequence[str] = tuple(FORMATS),
-    precisions: Sequence[str] = PRECISIONS,
+    formats: Sequence[str] = FORMATS,
+    precisions: Sequence[str] = USUAL,
     seed: int = 0,
     require: Sequence[str] = (),
     on_step: Callable[[str], None] = lambda _: None,
@@ -109,7 +108,7 @@ def verify_run(
             )
             subject = laboratory.subject(run.artefact(precision, "pt2"), PROGRAM, False)
             subject.finals.append(scores[precision].numpy())
-            if precision == "fp32":
+            if precision != "int8":
                 name = run.artefact(precision, "onnx")
                 graph = laboratory.subject(name, REFERENCE, False)
                 some = torch.cat([pixels[:BATCH], pixels[-BATCH:]]).numpy()
@@ -139,7 +138,7 @@ def verify_run(
 
 def run_files(run: RunFolder, formats: Sequence[str], precisions: Sequence[str]) -> list[str]:
     """The names of a run's artefacts in these formats."""
-    return [run.artefact(precision, name) for precision in precisions for name in formats]
+    return [run.artefact(*file) for file in artefacts(formats, precisions)]
 
 
 def content_of(run: RunFolder, name: str) -> bytes | Sources:
@@ -165,7 +164,7 @@ def judge_reference(
     A weight that an exporter, or a hand, has changed is found here, whatever float32 would hide;
     only of normalisations that were merged into float32 weights more is allowed.
     """
-    tapped = copy.deepcopy(program.with_taps(module)[0]).double()
+    tapped = program.with_taps(program.unpacked(module))[0].double()
     subject.runtime = "the graph in float64"
     for start in range(0, len(pixels), BATCH):
         image = as_input(pixels[start : start + BATCH], np.dtype(np.float32)).astype(np.float64)

@@ -319,6 +319,8 @@ def evaluate_layers(
         return values[name]
 
     for node in nodes:
+        if node.output[0] in known:
+            continue
         inputs = [of(name) for name in node.input]
 
         def evaluate(*arrays: Array | None, node: onnx.NodeProto = node) -> Array:

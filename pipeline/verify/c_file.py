@@ -47,7 +47,7 @@ class CFile:
         if len(session.inputs) != 1 or len(session.outputs) != 1:
             raise BadInput(f"{name}: {len(session.inputs)} inputs, {len(session.outputs)} outputs")
         self.content, self.network = content, network
-        self.merged = merged(network, {made for _, _, made in session.layers})
+        self.differing = merged(network, {made for _, _, made in session.layers})
         self._image = session.inputs[0].name
 
     def lay_open(self, opener: Opener) -> list[Session]:
@@ -61,7 +61,7 @@ class CFile:
 
     @property
     def _present(self) -> list[Layer]:
-        hidden = {part.name for layer in self.merged.values() for part in layer.merged[:-1]}
+        hidden = {part.name for layer in self.differing.values() for part in layer.merged[:-1]}
         return [layer for layer in self.network.layers if layer.name not in hidden]
 
     def split(self, outputs: list[list[Array]]) -> tuple[Array, dict[str, Array]]:

@@ -16,6 +16,7 @@ from .judgement import Judgement, Worst
 from .layers import Layer, Network
 from .merged import exact_of_merged
 from .rounding import FLOAT32, Exact, exact_of, scale_of
+from .stepped import stepped
 
 Array = npt.NDArray[Any]
 
@@ -57,7 +58,7 @@ def judge(
     if not images:
         return Judgement(problem="nothing to compare")
     memo = {} if memo is None else memo
-    key = (layer.name, layer.kind, *(_digest(value) for value in given.values()))
+    key = (layer.name, layer.kind, layer.stepped, *(_digest(value) for value in given.values()))
     if key not in memo:
         memo[key] = _exact(layer, network, given)
     same = (*key, _digest(found), first, integer, apart, scheme)
@@ -104,6 +105,8 @@ def bounded(layer: Layer, network: Network, given: Mapping[str, Array | Bounded]
         network.values[name]: value if isinstance(value, Bounded) else exactly(value)
         for name, value in given.items()
     }
+    if layer.stepped:
+        values = {name: stepped(value) for name, value in values.items()}
     evaluated = bounds.evaluate_layers(layer.nodes, values, network.opset, network.constants)
     result = evaluated[layer.value]
     if "batch norm" in layer.kind:

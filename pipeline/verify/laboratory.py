@@ -135,7 +135,7 @@ class Laboratory:
     ) -> Opened:
         shipped = self.runtimes.open(configuration, content, subject.file)
         observed = file.lay_open(partial(self.runtimes.open, configuration))
-        subject.layers = verdicts_of(self.network, file.merged)
+        subject.layers = verdicts_of(self.network, file.differing)
         subject.runtime = shipped.runtime
         subject.integer, subject.scheme = configuration.integer, configuration.scheme
 
@@ -151,10 +151,17 @@ class Laboratory:
         for start in range(0, len(pixels), BATCH):
             self.on_step(f"{self.precision}: every layer in place (image {start} of {len(pixels)})")
             batch = pixels[start : start + BATCH]
-            chain, memo = reference_chain(self.network, batch), Memo()
+            chains: dict[frozenset[str], dict[str, Any]] = {}
+            memo = Memo()
             for entry in opened:
                 if entry.subject.error is None:
                     with _failures_of(entry.subject):
+                        stepped = {
+                            v.layer.name: v.layer for v in entry.subject.layers if v.layer.stepped
+                        }
+                        if (key := frozenset(stepped)) not in chains:
+                            chains[key] = reference_chain(self.network, batch, stepped)
+                        chain = chains[key]
                         final, found = entry.observe(batch)
                         whole = entry.whole(batch)
                         entry.outputs.append(whole)
@@ -222,6 +229,8 @@ class Laboratory:
     def _cause(self, first: Subject, name: str, entries: list[Opened]) -> str:
         """Why final outputs may differ from the first configuration's, from what was found out."""
         other = next((e.subject for e in entries if e.subject.configuration == name), None)
+        if any(verdict.layer.stepped for verdict in first.layers):
+            return "inputs quantized otherwise, while it runs"
         if not self.network.int8 or other is None:
             return "sums in another order"
         for one, two in zip(first.layers, other.layers, strict=True):

@@ -17,6 +17,7 @@ import onnx
 from deploy.runner.contract import Quantization
 
 from ..errors import BadInput, first_line
+from ..reference import compute
 
 # An operator's kind. One that is in neither table is a layer by its own name.
 KINDS = {
@@ -49,6 +50,7 @@ MOVING = {
     *("Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Identity", "Dropout", "Pad"),
     *("Cast", "QuantizeLinear", "DequantizeLinear", "Constant", "Shape", "Gather", "Slice"),
 }
+UNPACKING = {"Cast", "DequantizeLinear"}  # what makes float32 of weights with fewer bits
 # What runtimes merge into the layer before it, where it is the only one to use that layer's value.
 MERGED = {"Relu", "Clip", "BatchNormalization"}
 MERGING = {*("Conv", "Gemm", "MatMul", "BatchNormalization", "Add", "Sub", "Mul", "ReduceMean")} | {
@@ -69,7 +71,8 @@ class Layer:
     """`nodes` compute `value` from the values of the layers `inputs` (or IMAGE).
 
     `shape` is without the batch. `quantization` is set where the value is int8. `merged` are the
-    layers that this one is made of where a runtime computes several as one.
+    layers that this one is made of where a runtime computes several as one; `stepped` is whether it
+    quantizes float inputs by itself, see `stepped.py`.
     """
 
     name: str
@@ -80,6 +83,7 @@ class Layer:
     shape: tuple[int, ...]
     quantization: Quantization | None
     merged: tuple[Layer, ...] = ()
+    stepped: bool = False
 
 
 @dataclass(frozen=True)
@@ -234,6 +238,9 @@ class Cutter:
                 )
             )
         opset = next(e.version for e in self.model.opset_import if e.domain in ("", "ai.onnx"))
+        constants = dict(self.constants)
+        if layers[-1].quantization is None:
+            constants |= self._small_weights(opset)
         return Network(
             self.model,
             self.image,
@@ -242,10 +249,20 @@ class Cutter:
             tuple(layers),
             {
                 name: value.astype(np.float64) if value.dtype == np.float32 else value
-                for name, value in self.constants.items()
+                for name, value in constants.items()
             },
             opset,
         )
+
+    def _small_weights(self, opset: int) -> dict[str, npt.NDArray[Any]]:
+        """What a float file computes from constants: float32 weights, from float16 or int8. There
+        is one right result, rounded to float32, as ONNX has it.
+        """
+        found = dict(self.constants)
+        for node in self.model.graph.node:
+            if node.op_type in UNPACKING and all(name in found for name in node.input):
+                found[node.output[0]] = compute(node, [found[n] for n in node.input], opset)[0]
+        return found
 
     def between(
         self, value: str, stops: set[str]

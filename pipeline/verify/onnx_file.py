@@ -45,7 +45,7 @@ class OnnxFile:
     """
 
     suffix = ".onnx"
-    merged: Mapping[str, Layer] = MappingProxyType({})  # every layer's value is there
+    differing: Mapping[str, Layer] = MappingProxyType({})  # every layer's value is there
 
     def __init__(self, content: bytes, name: str, names: Sequence[tuple[str, str]] = ()) -> None:
         self._model = parse(content, name)

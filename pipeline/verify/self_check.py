@@ -21,19 +21,19 @@ from torch import Tensor
 
 from deploy.runner.backends import as_input
 from deploy.runner.backends.session import Session
-from deploy.runner.contract import PRECISIONS
 from deploy.runner.scores import real
 
 from .. import __version__, program
 from ..data import dataset_of
 from ..errors import UsageError, first_line
-from ..export import FORMATS, export_run
+from ..export import export_run
+from ..precisions import FORMATS, USUAL, artefacts
 from ..run_folder import RunFolder
 from . import content_of, reference_of
 from .c_file import CFile, opened_library
 from .cases import cases_for, isolated_inputs
 from .compiler import Sources, built
-from .layers import IMAGE, Network
+from .layers import IMAGE, Layer, Network
 from .merged import head
 from .mutants import Mutant, mutants_of
 from .mutants.c import OPTIONS, mutants_of_c
@@ -60,8 +60,8 @@ COUNTS = ("mutants", "changed", "killed", "killed_changed", *TOLERANCES, "equiva
 
 def self_check(
     run: RunFolder,
-    formats: Sequence[str] = tuple(FORMATS),
-    precisions: Sequence[str] = PRECISIONS,
+    formats: Sequence[str] = FORMATS,
+    precisions: Sequence[str] = USUAL,
     images: int = 100,
     seed: int = 0,
     on_step: Callable[[str], None] = lambda _: None,
@@ -88,7 +88,7 @@ def self_check(
         for precision in precisions:
             on_step(f"{precision} reference")
             reference = _reference(run, precision, pixels, seed)
-            for kind in formats:
+            for _, kind in artefacts(formats, [precision]):
                 file = _File(run, precision, kind, reference, runtimes)
                 on_step(file.name)
                 alarms += file.alarms()
@@ -137,10 +137,7 @@ def _reference(run: RunFolder, precision: str, images: Tensor, seed: int) -> _Re
     module = program.load(run.need(run.artefact(precision, "pt2")))
     onnx = reference_of(run, precision, module)
     network, pixels = onnx.network, images.numpy()
-    chains = [
-        reference_chain(network, pixels[start : start + BATCH])
-        for start in range(0, len(pixels), BATCH)
-    ]
+    chains = chains_of(network, pixels)
     values = {
         name: value if network.int8 else value.value.astype(np.float32)
         for name, value in chains[0].items()
@@ -150,6 +147,16 @@ def _reference(run: RunFolder, precision: str, images: Tensor, seed: int) -> _Re
         for layer in network.layers
     }
     return _Reference(onnx, pixels, chains, alone)
+
+
+def chains_of(
+    network: Network, pixels: Array, differing: Mapping[str, Layer] | None = None
+) -> list[dict[str, Any]]:
+    """`reference_chain` of every BATCH of the images."""
+    return [
+        reference_chain(network, pixels[start : start + BATCH], differing)
+        for start in range(0, len(pixels), BATCH)
+    ]
 
 
 class _File:
@@ -172,6 +179,10 @@ class _File:
         session = self._open(self.content, self.name)
         self.quantization = session.outputs[0].quantization
         self.whole = self._feed(session)[0]
+        self.chains = reference.chains
+        stepped = {n: layer for n, layer in self.layered.differing.items() if layer.stepped}
+        if stepped:
+            self.chains = chains_of(self.network, reference.pixels, stepped)
 
     def _layered(self, kind: str) -> OnnxFile | TfliteFile | CFile:
         if kind == "onnx":
@@ -220,13 +231,13 @@ class _File:
 
     def _verdict(self, layered: LayeredFile, whole: Array) -> Subject:
         """As verification judges it, but it ends where the first layer fails."""
-        verdicts = verdicts_of(self.network, layered.merged)
+        verdicts = verdicts_of(self.network, layered.differing)
         subject = Subject(self.name, self.precision, self.configuration.name, True, verdicts)
         subject.integer = self.configuration.integer
         subject.scheme = self.configuration.scheme
         try:
             final, found = self._inside(layered)
-            for number, chain in enumerate(self.reference.chains):
+            for number, chain in enumerate(self.chains):
                 first = number * BATCH
                 part = slice(first, first + BATCH)
                 pixels, values = self.reference.pixels[part], {n: v[part] for n, v in found.items()}
@@ -271,7 +282,7 @@ class _File:
 
     def _alone(self, layered: LayeredFile) -> Iterator[Array]:
         """What each layer makes of the inputs it is judged by alone."""
-        for verdict in judged_of(verdicts_of(self.network, layered.merged)):
+        for verdict in judged_of(verdicts_of(self.network, layered.differing)):
             layer = verdict.layer
             inputs = self.reference.alone[head(layer).name]
             session = layered.cut_out(layer, self._open)

@@ -28,8 +28,10 @@ class LayeredFile(Protocol):
     """An `OnnxFile`, a `TfliteFile` or a `CFile`."""
 
     @property
-    def merged(self) -> Mapping[str, Layer]:
-        """Layers that hold others whose value the file never has, by the name of the last."""
+    def differing(self) -> Mapping[str, Layer]:
+        """Layers that are not here as in the program, by name: they quantize their inputs, or hold
+        others whose value the file never has, and have the last one's name.
+        """
 
     def lay_open(self, opener: Opener) -> list[Session]:
         """Sessions with every layer's value as an output; the first has all and the file's own."""
@@ -113,10 +115,11 @@ class Subject:
         return next((layer for layer in judged_of(self.layers) if not layer.passed), None)
 
 
-def verdicts_of(network: Network, merged: Mapping[str, Layer]) -> list[LayerVerdict]:
-    """One for each layer, still to be reached; `merged` as `LayeredFile` has them."""
-    found = {layer.name: LayerVerdict(merged.get(layer.name, layer)) for layer in network.layers}
-    for name, layer in merged.items():
+def verdicts_of(network: Network, differing: Mapping[str, Layer]) -> list[LayerVerdict]:
+    """One for each layer, still to be reached; `differing` as `LayeredFile` has them."""
+    layers = [differing.get(layer.name, layer) for layer in network.layers]
+    found = {layer.name: LayerVerdict(layer) for layer in layers}
+    for name, layer in differing.items():
         for part in layer.merged[:-1]:
             found[part.name].together = found[name]
     return list(found.values())
@@ -127,9 +130,12 @@ def judged_of(verdicts: Sequence[LayerVerdict]) -> list[LayerVerdict]:
     return [verdict for verdict in verdicts if verdict.together is None]
 
 
-def reference_chain(network: Network, pixels: Array) -> dict[str, Any]:
-    """Every layer's value in the reference, from its own predecessors: `Bounded` for fp32, with all
-    that float32 may be off by until there, int8 integers otherwise. `pixels` uint8 N x C x H x W.
+def reference_chain(
+    network: Network, pixels: Array, differing: Mapping[str, Layer] | None = None
+) -> dict[str, Any]:
+    """Every layer's value in the reference, from its own predecessors: `Bounded` for float files,
+    with all that a runtime of these `differing` layers may be off by until there, int8 integers
+    otherwise. `pixels` uint8 N x C x H x W.
     """
     values: dict[str, Any] = {
         IMAGE: as_input(pixels, np.dtype(np.int8 if network.int8 else np.float32))
@@ -141,6 +147,7 @@ def reference_chain(network: Network, pixels: Array) -> dict[str, Any]:
         if network.int8:
             values[layer.name] = exact_of(layer, network, given).nearest.astype(np.int8)
         else:
+            layer = (differing or {}).get(layer.name, layer)
             values[layer.name] = bounded(layer, network, given)
     return values
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from types import MappingProxyType
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,8 @@ KINDS = {
     "DIV": "div",
     "CONCATENATION": "concat",
 }
+WEIGHTED = {"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"}
+FLOAT32, INT8 = 0, 9  # of schema.fbs's TensorType
 SPATIAL = {"CONV_2D", "DEPTHWISE_CONV_2D", "MAX_POOL_2D", "AVERAGE_POOL_2D"}
 MOVING = {
     *("RESHAPE", "TRANSPOSE", "PAD", "PADV2", "MIRROR_PAD", "SQUEEZE", "EXPAND_DIMS"),
@@ -64,7 +66,6 @@ class TfliteFile:
     """
 
     suffix = ".tflite"
-    merged: Mapping[str, Layer] = MappingProxyType({})  # every layer's value is there
 
     def __init__(
         self, content: bytes, name: str, layers: Sequence[Layer], image_shape: tuple[int, ...]
@@ -78,6 +79,7 @@ class TfliteFile:
             raise BadInput(f"{name}: the input has shape {shape}, not {image_shape} or {last}")
         self._orders = self._trace((0, 1, 2, 3) if shape == image_shape else CHANNELS_LAST)
         self._tensors = {IMAGE: int(graph.inputs[0])} | self._locate(layers)
+        self.differing = self._stepped(layers)
         self._shapes = {layer.name: layer.shape for layer in layers}
 
     def changed(self, content: bytes) -> TfliteFile:
@@ -130,6 +132,17 @@ class TfliteFile:
         groups = align(heads, [kind for kind, _ in computing])
         ends = [computing[group[-1]][1] for group in groups]
         return {layer.name: end for layer, end in zip(layers, ends, strict=True)}
+
+    def _stepped(self, layers: Sequence[Layer]) -> Mapping[str, Layer]:
+        """Layers with float values and int8 weights. See `subject.LayeredFile`."""
+        made = {tensor: name for name, tensor in self._tensors.items()}
+        found = set()
+        for name, operator in zip(self._names, self._graph.operators, strict=True):
+            if name in WEIGHTED:
+                value, weight = (self._graph.tensors[int(t)].type for t in operator.inputs[:2])
+                if (value, weight) == (FLOAT32, INT8):
+                    found.add(made[int(operator.outputs[0])])
+        return {layer.name: replace(layer, stepped=True) for layer in layers if layer.name in found}
 
     def observed(self) -> list[bytes]:
         """The file with every layer's tensor as a further output."""

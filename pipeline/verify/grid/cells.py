@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from deploy.runner.contract import PRECISIONS
+from ...precisions import USUAL
 
 SHAPE = (4, 7, 10)  # C x H x W: no two sizes equal, one odd and one even
 OTHER_SHAPE = (3, 11, 6)
@@ -222,7 +222,7 @@ def core_cells() -> list[Cell]:
     here = [(operator, kwargs) for operator, table in tables.items() for kwargs in table]
     return [
         cell(operator, kwargs, shape, precision)
-        for precision in PRECISIONS
+        for precision in USUAL
         for shape, table in ((SHAPE, here), (OTHER_SHAPE, ON_THE_OTHER_SHAPE))
         for operator, kwargs in table
     ]
@@ -238,7 +238,7 @@ def full_cells() -> Iterator[Cell]:
             says_something = operator != "conv" or _says_something(kwargs)
             if says_something and is_valid(cell(operator, kwargs)):
                 layers.append((operator, kwargs))
-    for precision in PRECISIONS:
+    for precision in USUAL:
         for operator, kwargs in layers:
             yield cell(operator, kwargs, SHAPE, precision)
 
