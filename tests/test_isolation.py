@@ -17,6 +17,7 @@ from test_layers import Exported, colours, exported_once, images
 from torch import nn
 
 from deploy.runner.backends import Session
+from pipeline.precisions import SMALL_WEIGHTS
 from pipeline.verify.judgement import Judgement
 from pipeline.verify.laboratory import Laboratory
 from pipeline.verify.mutants import mutants_of
@@ -69,7 +70,7 @@ def only(laboratory: Laboratory) -> Subject:
 # --- Nothing is wrong -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("precision", [*PRECISIONS, *SMALL_WEIGHTS])
 def test_a_residual_network_passes_in_every_runtime(precision: str) -> None:
     made = exported_once(colours, precision)
     laboratory = judged(made, {"net.onnx": made.onnx, "net.tflite": made.tflite})

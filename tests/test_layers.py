@@ -23,7 +23,8 @@ from models.lenet import LeNet5Classic
 from pipeline import program
 from pipeline.errors import BadInput
 from pipeline.export import EXPORTERS
-from pipeline.quantization import quantize
+from pipeline.precisions import SMALL_WEIGHTS
+from pipeline.quantization import quantize, with_small_weights
 from pipeline.verify.layers import IMAGE, align, read_network
 from pipeline.verify.onnx_file import OnnxFile
 from pipeline.verify.runtimes import Configuration, Runtimes
@@ -67,6 +68,9 @@ def export(network: nn.Module, shape: tuple[int, int, int], precision: str) -> E
     module = program.plain(program.capture(network.eval(), shape).module())
     if precision == "int8":
         module = quantize(module, torch.from_numpy(images(shape, 16)))
+    elif precision in SMALL_WEIGHTS:
+        module = with_small_weights(module, precision)
+        module = program.plain(program.capture(module, shape).module())  # as it is read again
     last, *taps = program.with_taps(module)[1]
 
     def quantization(node: fx.Node | None) -> Quantization | None:

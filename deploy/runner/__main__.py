@@ -29,7 +29,7 @@ from .doctor import examine, exit_code
 from .errors import INTERRUPTED, Missing, UsageError, UserError
 from .images import decode, prepare
 from .scores import probabilities, real
-from .selftest import GOLDEN, UNITS, selftest
+from .selftest import GOLDEN, selftest, unit
 from .sweep import HEAD, Row, line, model_card, recommended, sweep
 
 
@@ -163,9 +163,9 @@ def run_doctor(args: argparse.Namespace, bundle: Bundle) -> int:
         print(json.dumps([asdict(finding) for finding in findings]))
     else:
         for finding in findings:
-            print(f"{finding.state:6}{finding.what:30}{finding.found}")
+            print(f"{finding.state:6}{finding.what:32}{finding.found}")
             if finding.mend:
-                print(f"{'':36}-> {finding.mend}")
+                print(f"{'':38}-> {finding.mend}")
     return exit_code(findings)
 
 
@@ -184,7 +184,7 @@ def run_selftest(args: argparse.Namespace, bundle: Bundle) -> int:
             print(
                 f"{verdict}: {result.precision} on {result.runtime}, {result.images} images, "
                 f"{result.equal:.2%} of scores equal, largest difference {result.largest:.3g} "
-                f"(limit {result.limit:.3g}) {UNITS[result.precision]}"
+                f"(limit {result.limit:.3g}) {unit(result.precision)}"
             )
     return 0 if results and all(result.passed for result in results) else 1
 

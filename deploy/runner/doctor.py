@@ -18,7 +18,7 @@ import numpy as np
 from . import camera
 from .apart import Answer, choices, run_apart
 from .bundle import Bundle
-from .selftest import UNITS
+from .selftest import unit
 
 FINE, NOTE, WRONG = "fine", "note", "WRONG"
 OLDEST_GLIBC = 28  # 2.x that the wheels of LiteRT and ONNX Runtime ask for
@@ -136,8 +136,8 @@ def _runtimes(bundle: Bundle) -> Iterator[Finding]:
             yield Finding(what, NOTE, found, _mend(bundle, choice.runtime, answer) or mend)
             continue
         (result,) = answer.document
-        unit = UNITS[choice.precision]
-        found = f"{result['runtime']}: at most {result['largest']:.3g} {unit} off"
+        largest = f"{result['largest']:.3g} {unit(choice.precision)}"
+        found = f"{result['runtime']}: at most {largest} off"
         if result["passed"]:
             yield Finding(what, FINE, found)
         else:

@@ -108,11 +108,11 @@ def model_card(bundle: Bundle, rows: list[Row]) -> dict[str, Any]:
 def line(row: Row) -> str:
     """A row of the table."""
     choice = row.choice
-    start = f"{choice.runtime:15}{choice.precision:6}{choice.threads:3}"
+    start = f"{choice.runtime:15}{choice.precision:8}{choice.threads:3}"
     if row.timing is None:
         return f"{start}  not usable: {row.reason.partition('; ')[0]}"
     times = (f"{row.timing[name]:10.1f}" for name in METRICS)
     return start + "".join(times)
 
 
-HEAD = f"{'runtime':15}{'':6}{'thr':>3}" + "".join(f"{head:>10}" for _, head in METRICS.values())
+HEAD = f"{'runtime':15}{'':8}{'thr':>3}" + "".join(f"{head:>10}" for _, head in METRICS.values())

@@ -160,7 +160,7 @@ def _challenged(found: list[Artefact], images: Split, seed: int, on_step: OnStep
     return {
         "images": len(labels),
         "seed": seed,
-        "artefacts": [[artefact.file, artefact.configuration] for artefact in found],
+        "artefacts": [[one.file, one.configuration, one.precision] for one in found],
         "table": table,
     }
 
@@ -176,7 +176,7 @@ def _fragility(found: list[Artefact], right: list[list[Array]]) -> dict[str, Any
         for number, artefact in enumerate(found)
         if artefact.file.endswith(".pt2")
     }
-    if set(programs) != {"fp32", "int8"}:
+    if not {"fp32", "int8"} <= set(programs):
         return None
     first, second = (np.concatenate(right[programs[name]][1:]) for name in ("fp32", "int8"))
     return dataclasses.asdict(mcnemar(first, second)) | {"images": len(first)}

@@ -50,13 +50,13 @@ def cost(row: Record) -> str:
 
 def _show_challenges(record: Record) -> None:
     of = record["images"]
-    chosen = [n for n, (file, _) in enumerate(record["artefacts"]) if file.endswith(".pt2")]
-    names = ["fp32", "int8"][: len(chosen)]
+    artefacts = enumerate(record["artefacts"])
+    programs = [(n, precision) for n, (file, _, precision) in artefacts if file.endswith(".pt2")]
     rows = []
     for entry in record["table"]:
-        for number, name in zip(chosen, names, strict=True):
+        for number, precision in programs:
             parts = [f"{right / of:.1%}" for right in entry["right"][number]]
-            rows.append([entry["challenge"] if number == chosen[0] else "", name, *parts])
+            rows.append([entry["challenge"] if number == 0 else "", precision, *parts])
     columns = ["challenge", "program", "none", *(str(n) for n in range(1, 6))]
     table(f"accuracy by severity, {of:,} images", columns, rows, ["program"])
     out().print(fragile(record))

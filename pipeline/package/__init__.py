@@ -197,7 +197,10 @@ def _manifest(
 ) -> dict[str, Any]:
     """manifest.json, but for its digests."""
     verified = [a for a in report["artefacts"] if a["file"] in shipped.values() and a["shipped"]]
-    int8 = [a for a in verified if a["precision"] == "int8"]
+    int8, dynamic = (
+        [a["final"] for a in verified if a["precision"] == precision]
+        for precision in ("int8", "dynamic")
+    )
     manifest = {
         "schema": bundle.SCHEMA,
         "run": run.name,
@@ -205,9 +208,11 @@ def _manifest(
         "contracts": contracts,
         "models": {file: _verdict(model, verified) for file, model in shipped.items()},
         # On the device a tie may fall otherwise than it did here: one step more than was found.
-        "int8_steps": 1 + max((a["final"]["largest"] for a in int8), default=0.0),
+        "int8_steps": 1 + max((final["largest"] for final in int8), default=0.0),
         "test_images": report["test_images"],
     }
+    if dynamic:  # other kernels may quantize in another way
+        manifest["dynamic_relative"] = 2 * max(final["relative"] for final in dynamic)
     if order.place is not None:
         manifest["target"] = {
             "name": order.place.name,

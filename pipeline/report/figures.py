@@ -247,8 +247,8 @@ def challenge_curves(record: Record) -> Markup:
     """Accuracy over severity, a small drawing for each challenge, with 95 % intervals."""
     of = record["images"]
     programs = [
-        (number, "int8" if "-int8" in file else "fp32")
-        for number, (file, _) in enumerate(record["artefacts"])
+        (number, precision)
+        for number, (file, _, precision) in enumerate(record["artefacts"])
         if file.endswith(".pt2")
     ]
     columns = 3

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from typing import Any
 
+from ..precisions import PRECISIONS
+
 Record = dict[str, Any]
 
 
 def parity_of(verification: Record) -> Record:
     """For each precision: layers x configurations, what is told of each cell."""
     tables = {}
-    for precision in ("fp32", "int8"):
+    for precision in PRECISIONS:
         judged = [
             a
             for a in verification["artefacts"]
@@ -43,16 +45,16 @@ def parity_of(verification: Record) -> Record:
 
 
 def _cell(layer: Record, precision: str) -> Record:
-    """fp32: the largest error as a part of its bound. int8: the part of the integers that are not
-    those of exact arithmetic, all of which a rounding explains where the layer passed.
+    """Of floats the largest error as a part of its bound. int8: the part of the integers that are
+    not those of exact arithmetic, all of which a rounding explains where the layer passed.
     """
     if layer["with"]:
         return {"passed": layer["passed"], "value": None, "with": layer["with"]}
     judged = [j for j in (layer["isolated"], layer["in_place"]) if j is not None]
-    if precision == "fp32":
-        value = max(j["fraction_of_bound"] for j in judged)
-    else:
+    if precision == "int8":
         value = max(1 - j["equal_part"] for j in judged)
+    else:
+        value = max(j["fraction_of_bound"] for j in judged)
     return {"passed": layer["passed"], "value": value, "with": None}
 
 

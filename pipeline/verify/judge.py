@@ -16,7 +16,7 @@ from .judgement import Judgement, Worst
 from .layers import Layer, Network
 from .merged import exact_of_merged
 from .rounding import FLOAT32, Exact, exact_of, scale_of
-from .stepped import stepped
+from .stepped import WAYS, stepped
 
 Array = npt.NDArray[Any]
 
@@ -26,7 +26,8 @@ MERGED_NORMALISATION = 12
 MOST = 1e9  # a difference where the bound is zero counts as so many of it: JSON has no infinity
 
 
-Result = Bounded | Exact | Judgement
+Ways = dict[str, Bounded]
+Result = Bounded | Ways | Exact | Judgement
 Memo = dict[tuple[Any, ...], Result]
 
 
@@ -73,7 +74,13 @@ def _digest(values: Array) -> bytes:
     return hashlib.sha1(np.ascontiguousarray(values).data).digest()
 
 
-def _exact(layer: Layer, network: Network, given: Mapping[str, Array]) -> Bounded | Exact:
+def _exact(layer: Layer, network: Network, given: Mapping[str, Array]) -> Bounded | Ways | Exact:
+    if layer.stepped:
+        taken = replace(layer, stepped=False)
+        return {
+            name: bounded(taken, network, {n: way(v.astype(np.float64)) for n, v in given.items()})
+            for name, way in WAYS.items()
+        }
     if not layer.quantization:
         return bounded(layer, network, given)
     return (exact_of_merged if layer.merged else exact_of)(layer, network, given)
@@ -91,6 +98,8 @@ def _judged(
 ) -> Judgement:
     if isinstance(exact, Bounded):
         return against_bound(exact, found, first)
+    if isinstance(exact, dict):
+        return against_ways(exact, found, first)
     assert isinstance(exact, Exact)
     if apart and layer.quantization is not None:
         step = max(scale_of(network, name) for name in layer.inputs) / layer.quantization.scale
@@ -138,6 +147,24 @@ def against_bound(exact: Bounded, found: Array, first: int = 0) -> Judgement:
             float(found[index]),
             float(exact.error[index]),
         ),
+    )
+
+
+def against_ways(ways: Ways, found: Array, first: int = 0) -> Judgement:
+    """Judge float values by the way of quantizing inputs that all of them are within the bound of:
+    they are counted as those that a scheme reproduces.
+    """
+    judged = {name: against_bound(exact, found, first) for name, exact in ways.items()}
+    best = min(judged.values(), key=lambda judgement: judgement.beyond)
+    if best.problem is not None:
+        return best
+    one, other = ways.values()
+    telling = np.abs(one.value - other.value) > one.error + other.error
+    return replace(
+        best,
+        matches={name: found.size - judgement.beyond for name, judgement in judged.items()},
+        misses={n: j.worst for n, j in judged.items() if j.beyond and j.worst is not None},
+        telling=int(telling.sum()),
     )
 
 

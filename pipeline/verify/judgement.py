@@ -25,10 +25,11 @@ class Worst:
 class Judgement:
     """Counts and measures over all elements that were judged; two of them add up.
 
-    fp32: `outside` its bound are failures, `unlikely` is beyond the probabilistic bound. int8:
-    `matches` counts for each scheme the elements that it reproduces, and what the best one, or the
-    one that is `demanded`, does not reproduce is outside. Differences are from the exact value, in
-    steps for int8. `problem` says why there is nothing to judge.
+    fp32: `outside` its bound are failures, `unlikely` is beyond the probabilistic bound. int8, and
+    where a runtime quantizes inputs by itself: `matches` counts for each scheme the elements that
+    it reproduces, and what the best one, or the one that is `demanded`, leaves over is outside.
+    Differences are from the exact value, in steps for int8. `problem` says why there is nothing to
+    judge.
     """
 
     elements: int = 0
@@ -110,7 +111,7 @@ class Judgement:
 
     @property
     def fingerprint(self) -> str:
-        """How it rounds, in words; int8 only."""
+        """How it rounds, in words; of floats only where inputs are quantized."""
         if not self.matches:
             return ""
         if self.outside:

@@ -169,7 +169,7 @@ def judgement_record(judgement: Judgement | None) -> dict[str, Any] | None:
         "unlikely": judgement.unlikely,
         "largest": judgement.largest,
         "mean": judgement.total / elements,
-        "fraction_of_bound": judgement.fraction if not judgement.matches else None,
+        "fraction_of_bound": None if judgement.histogram else judgement.fraction,
         "sqnr_db": judgement.sqnr if math.isfinite(judgement.sqnr) else None,
         "cosine": judgement.cosine,
         "schemes": judgement.reproducing,

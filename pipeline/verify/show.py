@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from ..console import say, table
+from ..precisions import PRECISIONS
 from .compiler import MEND
 from .runtimes import kind_of
 
@@ -20,15 +21,16 @@ def percent(part: float) -> str:
 def show_verification(report: Record) -> None:
     """Worst layers, layers by runtime, files, what differs and why, failures."""
     _show_worst(report["worst"])
-    for precision in ("fp32", "int8"):
+    for precision in PRECISIONS:
         artefacts = [a for a in report["artefacts"] if a["precision"] == precision]
         judged = [a for a in artefacts if a["error"] is None]
-        if precision == "fp32":
+        if precision != "int8":
             kernels = [a for a in judged if "," not in a["configuration"]]
             for file in dict.fromkeys(a["file"] for a in kernels):
                 _show_bounds(file, [a for a in kernels if a["file"] == file])
-        elif judged:
-            _show_fingerprints(judged)
+        explained = [a for a in judged if a["fingerprints"]]
+        if explained:
+            _show_fingerprints(precision, explained)
     if "test_images" in report:
         _show_files(report)
     _show_varied(report["varied"])
@@ -60,7 +62,7 @@ def _show_worst(worst: list[Record]) -> None:
 
 
 def _show_bounds(file: str, artefacts: list[Record]) -> None:
-    """fp32: the largest error as a part of its bound, in place or alone."""
+    """Floats: the largest error as a part of its bound, in place or alone."""
 
     def cell(layer: Record) -> str:
         if layer["with"]:
@@ -82,8 +84,8 @@ def _show_bounds(file: str, artefacts: list[Record]) -> None:
         say("!: beyond the probabilistic bound, which is a warning")
 
 
-def _show_fingerprints(artefacts: list[Record]) -> None:
-    """int8: how each kind of layer rounds in each runtime."""
+def _show_fingerprints(precision: str, artefacts: list[Record]) -> None:
+    """How each kind of layer rounds in each runtime; or, of floats, how it quantizes inputs."""
     rows = []
     for artefact in artefacts:
         told = " · ".join(f"{kind}: {how}" for kind, how in artefact["fingerprints"].items())
@@ -96,8 +98,11 @@ def _show_fingerprints(artefacts: list[Record]) -> None:
         outside = sum(j["outside"] for j in judgements)
         elements = sum(j["elements"] for j in judgements)
         rows.append([artefact["configuration"], f"{outside:,}", f"{elements:,}", told])
-    columns = ["int8", "unexplained", "of", "rounding that reproduces all of them"]
-    table("how int8 is rounded", columns, rows, columns[-1:])
+    rounds, what = ("rounding", "how int8 is rounded")
+    if precision != "int8":
+        rounds, what = ("way", f"{precision}: how inputs are quantized while it runs")
+    columns = [precision, "unexplained", "of", f"{rounds} that reproduces all of them"]
+    table(what, columns, rows, columns[-1:])
 
 
 def _show_files(report: Record) -> None:

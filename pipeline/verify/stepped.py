@@ -1,33 +1,77 @@
 """Layers whose inputs a runtime quantizes by itself, as LiteRT's do where only weights are int8.
 
 A convolution or linear layer with float32 values and int8 weights makes int8 of each image's input
-x before it multiplies. Its built-in kernels take steps of max |x| / 127, symmetric; XNNPACK takes
-(max(x, 0) - min(x, 0)) / 255, and a zero point. Rounded to the nearest step a value is off by a
-half of it, whichever it is, and the layer by at most the sum of |W| over what is off: the bound of
-such a layer, beside what float32 is off by in every other.
+x before it multiplies, in one of two ways:
+
+- symmetric, as TFLite's own linear layers: the step is max |x| / 127, and zero is 0;
+- asymmetric, as its convolutions and XNNPACK: the step is (max(x, 0) - min(x, 0)) / 255, and zero
+  the integer that puts both ends nearest to -128 and 127.
+
+Which one it is, is found out: one of them must reproduce every element, up to float32's roundings.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from .bounds import Bounded
+from .bounds import Bounded, U
 
-# Of a step; float32 divides by it, and may just miss a half: 127 of them by 2 roundings each.
-HALF = 0.5 + 254 * 2.0**-24
+Array = npt.NDArray[Any]
+HALF = 0.5 + 256 * U  # of a step: float32 makes a quotient of up to 255, and may just miss a half
+ROUNDINGS = 4  # of an input's share in the result: its step, the step's reciprocal, both scales
 
 
 def stepped(x: Bounded) -> Bounded:
-    """An input as such a layer takes it: real N x ..., each image with a step of its own."""
-    axes = tuple(range(1, x.value.ndim))
+    """An input with all that it may be off by, in either way. Real N x ..., N images."""
 
-    def off(error: npt.NDArray[Any]) -> npt.NDArray[Any]:
-        low = np.minimum((x.value - error).min(axis=axes, keepdims=True), 0)
-        high = np.maximum((x.value + error).max(axis=axes, keepdims=True), 0)
+    def off(error: Array) -> Array:
+        low, high = _ends(x.value - error, x.value + error)
         step = np.maximum(np.maximum(-low, high) / 127, (high - low) / 255)
-        return error + HALF * step
+        return np.asarray(error + HALF * step)
 
     return x._replace(error=off(x.error), likely=off(x.likely))
+
+
+def symmetric(x: Array) -> Bounded:
+    """Zero is 0, and the farther end -127 or 127."""
+    low, high = _ends(x, x)
+    step = np.maximum(-low, high) / 127
+    return _in_steps(x, np.where(step > 0, step, 1), np.zeros_like(step), -127)
+
+
+def asymmetric(x: Array) -> Bounded:
+    """Both ends are as near to -128 and 127 as a whole zero lets them."""
+    low, high = _ends(x, x)
+    step = np.where(high > low, (high - low) / 255, 1)
+    down, up = -128 + low / step, 127 + high / step
+    zero = np.rint(
+        np.clip(np.where(down + up <= 0, -128 - low / step, 127 - high / step), -128, 127)
+    )
+    return _in_steps(x, step, zero, -128)
+
+
+WAYS: dict[str, Callable[[Array], Bounded]] = {
+    "symmetric": symmetric,
+    "asymmetric": asymmetric,
+}
+
+
+def _ends(low: Array, high: Array) -> tuple[Array, Array]:
+    """Of each image, with zero between them; N x 1 ..."""
+    axes = tuple(range(1, low.ndim))
+    least, most = low.min(axis=axes, keepdims=True), high.max(axis=axes, keepdims=True)
+    return np.minimum(least, 0), np.maximum(most, 0)
+
+
+def _in_steps(x: Array, step: Array, zero: Array, least: int) -> Bounded:
+    """At a half, as near as float32 can tell, either neighbour is right."""
+    exact = x / step
+    nearest = np.rint(exact)
+    value = (np.clip(nearest + zero, least, 127) - zero) * step
+    at_half = np.abs(exact - nearest) > 1 - HALF
+    error = ROUNDINGS * U * np.abs(value) + step * at_half
+    return Bounded(value, error, error, np.abs(value))
