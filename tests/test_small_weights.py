@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 import copy
+import json
+import shutil
+import subprocess
+import sys
+import tarfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,20 +17,24 @@ import onnx
 import pytest
 import torch
 from ai_edge_litert import schema_py_generated as schema
+from ai_edge_litert.tools import flatbuffer_utils as flatbuffer
+from conftest import pipeline
 from hypothesis import given
 from hypothesis import strategies as st
 from test_isolation import SHIPPED, judged, small
 from test_layers import Exported, classic, colours, exported_once, images
 from torch import Tensor, nn
 
+from deploy.runner.bundle import Bundle, seal
+from deploy.runner.errors import BadInput as DeviceBadInput
 from pipeline import program
 from pipeline.errors import BadInput
 from pipeline.export.tflite_weights import in_steps
-from pipeline.precisions import SMALL_WEIGHTS
+from pipeline.precisions import SMALL_WEIGHTS, artefacts
 from pipeline.quantization import quantize, with_small_weights
-from pipeline.verify.report import artefact_record
+from pipeline.verify.report import artefact_record, fingerprint
 from pipeline.verify.runtimes import JUDGED, VARIED
-from pipeline.verify.stepped import asymmetric, stepped, symmetric
+from pipeline.verify.stepped import asymmetric, each_pixel, stepped, symmetric
 from pipeline.verify.tflite_file import parse
 
 Array = npt.NDArray[Any]
@@ -142,7 +152,7 @@ def test_weights_that_are_no_integers_times_a_scale_are_refused() -> None:
 # --- Inputs that a runtime quantizes --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("way", [symmetric, asymmetric])
+@pytest.mark.parametrize("way", [symmetric, asymmetric, each_pixel])
 def test_either_way_is_within_what_an_input_may_be_off_by(way: Any) -> None:
     random = np.random.default_rng(0)
     for low in (-3.0, 0.0, 1.0):
@@ -188,10 +198,87 @@ def test_a_weight_one_step_off_is_found(dynamic: Exported, monkeypatch: pytest.M
     data = np.array(model.buffers[graph.tensors[linear].buffer].data).view(np.int8)
     data[5] += 1 if data[5] < 0 else -1
     model.buffers[graph.tensors[linear].buffer].data = data.view(np.uint8)
-    from ai_edge_litert.tools import flatbuffer_utils as flatbuffer
-
     changed = bytes(flatbuffer.convert_object_to_bytearray(copy.copy(model)))
     (subject,) = judged(dynamic, {"net.tflite": changed}).subjects
     assert not subject.passed
     assert subject.first_broken is not None
     assert subject.first_broken.layer.kind == "linear"
+
+
+def test_a_convolution_of_one_by_one_has_steps_for_each_pixel() -> None:
+    made = exported_once(colours, "dynamic")
+    laboratory = judged(made, {"net.tflite": made.tflite})
+    assert all(subject.passed for subject in laboratory.subjects)
+    shipped = next(s for s in laboratory.subjects if s.configuration == "litert xnnpack")
+    told = [fingerprint(v) for v in shipped.layers if v.layer.stepped and "conv" in v.layer.kind]
+    assert "asymmetric each pixel" in told
+
+
+# --- The command line -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def verified(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The trained run, with both precisions exported and verified."""
+    runs = tmp_path_factory.mktemp("small-weights") / "runs"
+    shutil.copytree(trained, runs)
+    for command in ("export", "verify"):
+        options = ["--images", "30"] if command == "verify" else []
+        done = pipeline(
+            *(command, "--run", "small", "--precision", "fp16,dynamic", *options), runs=runs
+        )
+        assert done.returncode == 0, done.stderr
+    return runs
+
+
+@pytest.mark.slow
+def test_every_file_of_them_passes(verified: Path) -> None:
+    report = json.loads((verified / "small" / "verify.json").read_text())
+    files = {artefact["file"] for artefact in report["artefacts"]}
+    names = [(p, kind) for p, kind in artefacts(["onnx", "tflite"], SMALL_WEIGHTS)]
+    assert {f"lenet5-classic-{p}.{kind}" for p, kind in names} <= files
+    assert report["passed"]
+
+
+@pytest.mark.slow
+def test_they_are_packed_and_repeat_their_golden_vectors(verified: Path, tmp_path: Path) -> None:
+    done = pipeline("package", "--run", "small", "--precision", "fp16,dynamic", runs=verified)
+    assert done.returncode == 0, done.stderr
+    with tarfile.open(verified / "small" / "lenet5-classic-bundle.tar.gz") as files:
+        files.extractall(tmp_path, filter="data")
+    folder = tmp_path / "lenet5-classic-bundle"
+    assert not (folder / "c").exists()
+    for runtime in ("litert", "onnxruntime"):
+        command = [sys.executable, "runner.pyz", "selftest", "--runtime", runtime, "--json"]
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        results = json.loads(done.stdout)
+        assert [r["precision"] for r in results] == ["dynamic", "fp16"]
+        assert all(r["passed"] for r in results)
+    without = json.loads((folder / "manifest.json").read_text())
+    del without["dynamic_relative"]
+    (folder / "manifest.json").write_bytes(seal(without))
+    with pytest.raises(DeviceBadInput, match="lacks 'dynamic_relative'"):
+        Bundle.open(folder)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["export", "--format", "c", "--precision", "int8,fp16"],
+        ["verify", "--format", "c", "--precision", "dynamic"],
+        ["package", "--runtime", "c", "--precision", "fp16", "--target", "host"],
+        ["package", "--precision", "fp16", "--target", "pi-zero"],
+    ],
+)
+def test_c_has_none_of_them(trained: Path, command: list[str]) -> None:
+    done = pipeline(*command, runs=trained)
+    assert done.returncode == 2
+    assert "has no C: it would be as large as that of fp32; add onnx or tflite" in done.stderr
+
+
+@pytest.mark.slow
+def test_what_is_gone_is_made_again_by_the_command_that_is_named(verified: Path) -> None:
+    (verified / "small" / "lenet5-classic-dynamic.tflite").unlink()
+    done = pipeline("verify", "--run", "small", "--precision", "dynamic", runs=verified)
+    assert done.returncode == 4
+    assert "run 'pipeline export --precision dynamic --format tflite --run small'" in done.stderr

@@ -16,7 +16,7 @@ from .judgement import Judgement, Worst
 from .layers import Layer, Network
 from .merged import exact_of_merged
 from .rounding import FLOAT32, Exact, exact_of, scale_of
-from .stepped import WAYS, stepped
+from .stepped import stepped, ways_of
 
 Array = npt.NDArray[Any]
 
@@ -76,10 +76,10 @@ def _digest(values: Array) -> bytes:
 
 def _exact(layer: Layer, network: Network, given: Mapping[str, Array]) -> Bounded | Ways | Exact:
     if layer.stepped:
-        taken = replace(layer, stepped=False)
+        (name, value), taken = *given.items(), replace(layer, stepped=False)
         return {
-            name: bounded(taken, network, {n: way(v.astype(np.float64)) for n, v in given.items()})
-            for name, way in WAYS.items()
+            what: bounded(taken, network, {name: way(value.astype(np.float64))})
+            for what, way in ways_of(value).items()
         }
     if not layer.quantization:
         return bounded(layer, network, given)
@@ -158,8 +158,10 @@ def against_ways(ways: Ways, found: Array, first: int = 0) -> Judgement:
     best = min(judged.values(), key=lambda judgement: judgement.beyond)
     if best.problem is not None:
         return best
-    one, other = ways.values()
-    telling = np.abs(one.value - other.value) > one.error + other.error
+    some, *others = ways.values()
+    telling = np.zeros(found.shape, bool)
+    for other in others:
+        telling |= np.abs(some.value - other.value) > some.error + other.error
     return replace(
         best,
         matches={name: found.size - judgement.beyond for name, judgement in judged.items()},

@@ -1,11 +1,12 @@
 """Layers whose inputs a runtime quantizes by itself, as LiteRT's do where only weights are int8.
 
 A convolution or linear layer with float32 values and int8 weights makes int8 of each image's input
-x before it multiplies, in one of two ways:
+x before it multiplies, in one of these ways:
 
 - symmetric, as TFLite's own linear layers: the step is max |x| / 127, and zero is 0;
 - asymmetric, as its convolutions and XNNPACK: the step is (max(x, 0) - min(x, 0)) / 255, and zero
-  the integer that puts both ends nearest to -128 and 127.
+  the integer that puts both ends nearest to -128 and 127;
+- the same for every pixel by itself, over its channels, as XNNPACK's 1 x 1 convolutions.
 
 Which one it is, is found out: one of them must reproduce every element, up to float32's roundings.
 """
@@ -45,7 +46,17 @@ def symmetric(x: Array) -> Bounded:
 
 def asymmetric(x: Array) -> Bounded:
     """Both ends are as near to -128 and 127 as a whole zero lets them."""
-    low, high = _ends(x, x)
+    return _asymmetric(x, _ends(x, x))
+
+
+def each_pixel(x: Array) -> Bounded:
+    """N x C x H x W, asymmetric, each pixel with a step of its own."""
+    ends = x.min(axis=1, keepdims=True), x.max(axis=1, keepdims=True)
+    return _asymmetric(x, (np.minimum(ends[0], 0), np.maximum(ends[1], 0)))
+
+
+def _asymmetric(x: Array, ends: tuple[Array, Array]) -> Bounded:
+    low, high = ends
     step = np.where(high > low, (high - low) / 255, 1)
     down, up = -128 + low / step, 127 + high / step
     zero = np.rint(
@@ -54,10 +65,11 @@ def asymmetric(x: Array) -> Bounded:
     return _in_steps(x, step, zero, -128)
 
 
-WAYS: dict[str, Callable[[Array], Bounded]] = {
-    "symmetric": symmetric,
-    "asymmetric": asymmetric,
-}
+def ways_of(x: Array) -> dict[str, Callable[[Array], Bounded]]:
+    """The ways that there are for inputs of this shape, by name."""
+    ways: dict[str, Callable[[Array], Bounded]]
+    ways = {"symmetric": symmetric, "asymmetric": asymmetric}
+    return ways | {"asymmetric each pixel": each_pixel} if x.ndim == 4 else ways
 
 
 def _ends(low: Array, high: Array) -> tuple[Array, Array]:
