@@ -34,5 +34,5 @@ def show_graph(graph: Graph) -> None:
         for layer in graph.layers
     ]
     rows.append(["total", "", "", "", "", "", f"{graph.parameters:,}", f"{graph.macs:,}", ""])
-    columns = ["layer", "operator", "output", "kernel", "stride", "padding", "parameters", "MACs"]
+    columns = ["layer", "operator", "output", "kernel", "stride", "pad", "params", "MACs"]
     table(f"input {times(graph.input_shape)}", [*columns, "field"], rows)

@@ -15,10 +15,10 @@ def show_evaluation(report: Record) -> None:
     """Artefacts, what int8 cost, challenges."""
     rows = [
         [
-            row["file"],
-            row["configuration"],
+            row["file"][row["file"].rindex(row["precision"]) :],
+            row["configuration"].partition(" ")[0],
             f"{row['accuracy']:.2%}",
-            "{:.2%} to {:.2%}".format(*row["interval"]),
+            "{:.2f} to {:.2f}".format(*(100 * end for end in row["interval"])),
             f"+{row['only_this_right']} -{row['only_fp32_right']}",
             f"{row['mcnemar_p']:.2f}",
             f"{row['calibration_error']:.2%}",
