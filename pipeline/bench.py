@@ -18,11 +18,14 @@ from .errors import Missing
 from .package import Order, bundle_name, package_run
 from .precisions import FORMATS, PRECISIONS, artefacts
 from .run_folder import RunFolder
+from .verify import REPORT
 from .verify.compiler import compiler
+from .verify.remote import tflite_runtime_python
 
 BENCH = "bench.json"
 HOST = "host"
 INFERENCES = 1000
+TFLITE_RUNTIME = "tflite-runtime"
 
 
 def bench_run(
@@ -50,7 +53,12 @@ def bench_run(
         with tarfile.open(copy.need(name)) as files:
             files.extractall(work, filter="data")
         bundle = Bundle.open(work / name.removesuffix(".tar.gz"))
-        card = model_card(bundle, sweep(bundle, None, None, None, count, on_row))
+        elsewhere = tflite_runtime_python()
+        pythons = {} if elsewhere is None else {TFLITE_RUNTIME: str(elsewhere)}
+        rows = sweep(bundle, None, None, None, count, on_row, pythons)
+        # Where no environment was made for it, it has no wheel: nothing here would mend that.
+        rows = [row for row in rows if row.timing or row.choice.runtime != TFLITE_RUNTIME]
+        card = model_card(bundle, rows)
         models = list(copy.entry(name)["inputs"])
     run.commit_json(BENCH, card, bench_config(order, count), models)
     return card
@@ -63,10 +71,15 @@ def bench_config(order: Order, count: int = INFERENCES) -> dict[str, Any]:
 
 
 def _order(run: RunFolder) -> Order:
-    """All of the run's files that can be timed here."""
-    made = run.record["artefacts"]
-    known = artefacts(FORMATS, PRECISIONS)
-    precisions = [p for p in PRECISIONS if any(run.artefact(*f) in made for f in known if p in f)]
+    """All of the run's verified files that can be timed here."""
+    known = run.record["artefacts"]
+    judged = known[REPORT]["inputs"] if REPORT in known else ()
+    made = [name for name in known if name in judged]
+    precisions = [
+        precision
+        for precision in PRECISIONS
+        if any(run.artefact(*file) in made for file in artefacts(FORMATS, [precision]))
+    ]
     kinds = [
         kind
         for kind in FORMATS
@@ -74,7 +87,7 @@ def _order(run: RunFolder) -> Order:
     ]
     native = "c" in kinds and compiler() is not None
     if not precisions or kinds == [] or (kinds == ["c"] and not native):
-        raise Missing(f"run {run.name} has no export to time here", "run 'pipeline export'")
+        raise Missing(f"run {run.name} has nothing verified to time", "run 'pipeline verify'")
     if native:
         return Order.of(kinds, precisions, HOST)
     return Order(tuple(kinds), tuple(precisions))

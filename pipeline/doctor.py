@@ -16,7 +16,8 @@ from deploy.runner.doctor import FINE, NOTE, WRONG, Finding
 
 from .data import DATASETS
 from .errors import Missing, UserError
-from .package.toolchain import BOARDS, MEND, cross_compiler, emulator, version_of
+from .package.targets import TARGETS
+from .package.toolchain import MEND, cross_compiler, emulator, version_of
 from .run_folder import runs_root
 from .verify.compiler import MEND as COMPILER_MEND
 from .verify.compiler import compiler
@@ -113,24 +114,25 @@ def _compiler() -> Finding:
 
 def _boards() -> Iterator[Finding]:
     compilers: dict[str, list[str]] = {}
-    for board in BOARDS:
+    boards = {name: target.board for name, target in TARGETS.items() if target.board}
+    for name, board in boards.items():
         try:
             by = version_of(board, cross_compiler(board))
-            compilers.setdefault(by, []).append(board)
+            compilers.setdefault(by, []).append(name)
         except Missing as error:
-            yield Finding(f"C for {board}", NOTE, "no compiler, or no make", error.mend)
-    for by, boards in compilers.items():
-        yield Finding("C for boards", FINE, f"{by} for {', '.join(boards)}")
+            yield Finding(f"C for {name}", NOTE, error.message, error.mend)
+    for by, names in compilers.items():
+        yield Finding("C for boards", FINE, f"{by} for {', '.join(names)}")
     lacking = []
-    for board in BOARDS:
+    for name, board in boards.items():
         try:
             emulator(board)
         except Missing:
-            lacking.append(board)
+            lacking.append(name)
     if lacking:
         yield Finding("emulators", NOTE, f"none for {', '.join(lacking)}", MEND)
     else:
-        yield Finding("emulators", FINE, f"QEMU for {', '.join(BOARDS)}")
+        yield Finding("emulators", FINE, f"QEMU for {', '.join(boards)}")
 
 
 def _tools() -> Iterator[Finding]:

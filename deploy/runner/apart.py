@@ -59,9 +59,11 @@ def processors() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def run_apart(bundle: Bundle, command: str, choice: Choice, *options: str) -> Answer:
+def run_apart(
+    bundle: Bundle, command: str, choice: Choice, *options: str, python: str = sys.executable
+) -> Answer:
     """The JSON document that `command` prints. A failed selftest prints its document, too."""
-    runner = [sys.executable, str(bundle.folder / RUNNER), command]
+    runner = [python, str(bundle.folder / RUNNER), command]
     where = ["--bundle", str(bundle.folder), "--json", *options]
     try:
         done = subprocess.run(

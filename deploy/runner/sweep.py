@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 from typing import Any
 
 from .apart import Choice, choices, processors, run_apart
@@ -40,13 +42,18 @@ def sweep(
     threads: int | None,
     count: int,
     on_row: Callable[[Row], None],
+    pythons: Mapping[str, str] = MappingProxyType({}),
 ) -> list[Row]:
-    """Time all choices that are not named, each in a process of its own, one after another."""
+    """Time all choices that are not named, each in a process of its own, one after another.
+
+    `pythons` are the interpreters of runtimes that are not installed for this one.
+    """
     rows = []
     for choice in choices(bundle, runtime, precision):
         for number in [threads] if threads else thread_counts(choice.runtime):
             one = replace(choice, threads=number)
-            answer = run_apart(bundle, "bench", one, "--count", str(count))
+            python = pythons.get(choice.runtime, sys.executable)
+            answer = run_apart(bundle, "bench", one, "--count", str(count), python=python)
             rows.append(Row(one, answer.document, answer.reason))
             on_row(rows[-1])
             if rows[-1].timing is None:

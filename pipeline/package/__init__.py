@@ -13,6 +13,7 @@ from deploy.runner.contract import default_precision
 
 from .. import __version__
 from ..errors import Missing, VerificationFailed
+from ..precisions import USUAL
 from ..run_folder import RunFolder
 from ..verify import REPORT
 from . import debian
@@ -80,7 +81,7 @@ def package_run(
     order = replace(order, compiler=order.cross_compiler())
     config = _config(order, models, folders, key)
     report = run.read_json(REPORT)
-    _refuse_unverified(run, report, [*models, *folders])
+    _refuse_unverified(run, order, report, [*models, *folders])
     if not run.wants(target, config=config):
         return False
     contents, shipped = _models(run, order, models, folders, on_note)
@@ -248,8 +249,11 @@ def _verdict(model: str, verified: list[dict[str, Any]]) -> dict[str, Any]:
     }
 
 
-def _refuse_unverified(run: RunFolder, report: dict[str, Any], models: list[str]) -> None:
-    mend = f"run 'pipeline verify --run {run.name}'"
+def _refuse_unverified(
+    run: RunFolder, order: Order, report: dict[str, Any], models: list[str]
+) -> None:
+    some = f" --precision {','.join(order.precisions)}" if set(order.precisions) - {*USUAL} else ""
+    mend = f"run 'pipeline verify --run {run.name}{some}'"
     for model in models:
         results = [a for a in report["artefacts"] if a["file"] == model and a["shipped"]]
         if not results:
