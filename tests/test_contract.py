@@ -58,7 +58,7 @@ def test_a_contract_without_one_of_its_keys_is_refused(key):
         (FP32, {"schema": None}),
         (FP32, {"preparation": "sketch"}),
         (FP32, {"scores": "odds"}),
-        (FP32, {"precision": "fp16"}),
+        (FP32, {"precision": "fp8"}),
         (FP32, {"layout": "NHWC"}),
         (FP32, {"labels": []}),
         (FP32, {"labels": None}),

@@ -203,7 +203,7 @@ def test_bench_refuses_what_it_cannot_time(cli: Cli) -> None:
     options = ["--model", "mlp", "--epochs", "1", "--run", "bare"]
     assert cli("train", *options).returncode == 0
     done = cli("bench", "--run", "bare")
-    assert done.returncode == 4 and "run 'pipeline export'" in done.stderr
+    assert done.returncode == 4 and "run 'pipeline verify'" in done.stderr
 
 
 def test_bench_times_c_too_and_leaves_the_bundles_alone(cli: Cli, runs: Path, packed: Path) -> None:
