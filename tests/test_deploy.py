@@ -318,6 +318,8 @@ def test_what_does_not_answer_is_asked_once(
         (["pi@kitchen; reboot"], "is no device"),
         (["kitchen", "--prefix", "here"], "begins with /"),
         (["kitchen", "--count", "0"], "give 1 or more"),
+        (["kitchen", "--runtime", "onnx"], "add c to --runtime"),
+        (["kitchen", "--runtime", "tflite", "--dry-run"], "add c to --runtime"),
     ],
 )
 def test_what_makes_no_sense_is_refused(trained: Path, arguments: list[str], words: str) -> None:
@@ -468,6 +470,13 @@ def test_an_inventory_without_devices_is_refused(trained: Path, tmp_path: Path) 
     done = deploy(trained, "--inventory", str(tmp_path / "boards.ini"))
     assert done.returncode == 3
     assert "there is no device in it" in done.stderr
+
+
+def test_an_inventory_needs_c_too(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "boards.ini").write_text("attic\n")
+    done = deploy(trained, "--inventory", str(tmp_path / "boards.ini"), "--runtime", "onnx")
+    assert done.returncode == 2
+    assert "add c to --runtime" in done.stderr
 
 
 def test_an_inventory_is_printed_as_a_playbook(trained: Path, tmp_path: Path) -> None:

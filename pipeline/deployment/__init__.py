@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UsageError, UserError
 from ..package import Order, bundle_name, bundle_stem, install_name
 from ..run_folder import RunFolder
 from .installation import COPY, Installation, reported
@@ -40,7 +40,10 @@ def installation_of(
     run: RunFolder, order: Order, python: bool, prefix: str | None, count: int
 ) -> Installation:
     """The way of the run's bundle. Raises UsageError."""
-    assert order.place is not None
+    if not order.is_native:
+        raise UsageError(
+            "deploy without C: what install.sh tests on any board is compiled", "add c to --runtime"
+        )
     stem = bundle_stem(run, order.place)
     python = python and bool(order.runtimes)
     return Installation(stem, install_name(run), python, prefix, count)
