@@ -482,6 +482,18 @@ def test_an_older_python_is_told_what_the_runner_needs(tmp_path):
         ast.parse(entries.read("__main__.py"), feature_version=(3, 4))
 
 
+def test_without_numpy_one_line_says_what_mends_it(tmp_path):
+    app = tmp_path / "runner.pyz"
+    app.write_bytes(zipapp(Path(deploy.__file__).parent))
+    command = [sys.executable, "-I", "-S", app, "doctor"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (4, "")
+    assert done.stderr == (
+        "error: the runner needs NumPy (No module named 'numpy'); "
+        "run 'sudo apt install python3-numpy'\n"
+    )
+
+
 def test_an_intact_archive_passes(tmp_path, contents):
     (tmp_path / "b.tar.gz").write_bytes(archive("bands-bundle", contents))
     assert check_archive(tmp_path / "b.tar.gz") == json.loads(contents[bundle.MANIFEST])
