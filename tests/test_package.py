@@ -11,6 +11,7 @@ import sys
 import sysconfig
 import tarfile
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +19,11 @@ import pytest
 from conftest import Cli
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+import deploy
+import pipeline.package
 from deploy.runner.bundle import MANIFEST, SUMS, seal, sha256, sums
 from pipeline.errors import UsageError
-from pipeline.package import Order, check_archive
+from pipeline.package import Order, check_archive, licences
 from pipeline.package.targets import PYTHONS, TARGETS, place_of
 
 NAME = "lenet5-classic-host-bundle"
@@ -81,6 +84,58 @@ def test_the_release_decides_the_runtimes() -> None:
     assert place_of("pi-zero").runtimes == ()
     with pytest.raises(UsageError, match=r"Python 3\.13"):
         place_of("pi-32", "trixie").refuse(["tflite"])
+
+
+# --- What is current ------------------------------------------------------------------------------
+
+
+OF_ONNX = ("package", "--runtime", "onnx", "--precision", "fp32")
+
+
+def test_a_bundle_is_made_again_when_the_runner_has_changed(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "unchanged" not in cli(*OF_ONNX).stdout
+    assert "unchanged" in cli(*OF_ONNX).stdout
+    changed = tmp_path / "deploy"
+    shutil.copytree(Path(deploy.__file__).parent, changed)
+    with (changed / "runner" / "bench.py").open("a") as file:
+        file.write("# changed\n")
+    monkeypatch.setattr(deploy, "__file__", str(changed / "__init__.py"))
+    assert "unchanged" not in cli(*OF_ONNX).stdout
+
+
+def test_a_bundle_is_made_again_with_another_waitress(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "unchanged" not in cli(*OF_ONNX).stdout
+    newer = replace(licences.packed_with_the_runner(), version="99")
+    monkeypatch.setattr(pipeline.package, "packed_with_the_runner", lambda: newer)
+    assert "unchanged" not in cli(*OF_ONNX).stdout
+
+
+def test_a_bundle_is_made_again_by_another_compiler(
+    cli: Cli, packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIPELINE_RUNS_DIR", str(packed.parents[1]))
+    order = ["--target", "host", "--runtime", "c", "--precision", "int8", "--dry-run"]
+    assert cli("package", *order).stdout.endswith("  unchanged\n")
+    monkeypatch.setattr(pipeline.package, "version_of", lambda *_: "gcc 99")
+    assert cli("package", *order).stdout.endswith("  replaced\n")
+
+
+def test_a_signed_bundle_is_not_replaced_by_the_same_unsigned(
+    cli: Cli, runs: Path, packed: Path
+) -> None:
+    key = str(packed.parents[2] / "private.pem")
+    archive = runs / "small" / "lenet5-classic-bundle.tar.gz"
+    assert cli(*OF_ONNX, "--sign", key).returncode == 0
+    signed = archive.read_bytes()
+    assert "unchanged" in cli(*OF_ONNX).stdout
+    assert archive.read_bytes() == signed
+    done = cli(*OF_ONNX[:-1], "int8")
+    assert "was signed and is made anew without" in done.stderr
+    assert archive.read_bytes() != signed
 
 
 # --- A bundle for this machine --------------------------------------------------------------------
