@@ -134,7 +134,7 @@ def test_a_signed_bundle_is_not_replaced_by_the_same_unsigned(
     assert "unchanged" in cli(*OF_ONNX).stdout
     assert archive.read_bytes() == signed
     done = cli(*OF_ONNX[:-1], "int8")
-    assert "was signed and is made anew without" in done.stderr
+    assert "lenet5-classic-bundle.tar.gz was signed, and is out of date" in done.stderr
     assert archive.read_bytes() != signed
 
 
@@ -174,6 +174,9 @@ def test_the_library_is_a_model_of_the_runner(bundle: Path) -> None:
     assert done.returncode == 0, done.stderr
     (result,) = json.loads(done.stdout)
     assert result["runtime"].startswith("c ") and result["equal"] == 1.0
+    readme = (bundle / "README.md").read_text()
+    assert "sudo apt install python3-numpy" in readme  # with C alone it is the system's
+    assert "openssl pkeyutl -verify" in readme
 
 
 def test_an_installation_is_repeated_replaced_and_removed(bundle: Path, tmp_path: Path) -> None:

@@ -158,7 +158,8 @@ def _signature(
     signed = {"signed_by": signer}
     if run.is_current(target, config | signed):
         return signed
-    on_note(f"note: {target} was signed and is made anew without; sign it by 'package --sign'")
+    mend = "sign the new one with 'pipeline package --sign'"
+    on_note(f"note: {target} was signed, and is out of date or another was ordered; {mend}")
     return {}
 
 
