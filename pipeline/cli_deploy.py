@@ -79,7 +79,11 @@ def _deploy_one(host: str, options: dict[str, Any]) -> None:
     installation = installation_of(run, order, python, options["prefix"], options["count"])
     archive = run.path / bundle_name(run, order.place)
     if options["dry_run"]:
-        for command in commands(device, installation, archive):
+        planned = commands(device, installation, archive)
+        if options["as_json"]:
+            print_json({"dry_run": True, "commands": planned})
+            return
+        for command in planned:
             click.echo(shlex.join(command))
         return
     package_run(run, order, on_note=say)

@@ -146,7 +146,10 @@ class RunFolder:
         elif filename in OF_COMMANDS:
             command = OF_COMMANDS[filename]
         elif filename.endswith((".tar.gz", ".deb")):
-            command = "package"
+            config = self.record["artefacts"].get(filename, {}).get("config", {})
+            options = {name: config.get(name) for name in ("target", "os")}
+            options["format"] = "deb" if filename.endswith(".deb") else None
+            command = " ".join(["package", *(f"--{k} {v}" for k, v in options.items() if v)])
         elif filename.startswith("device-"):
             command = f"deploy {self.record['artefacts'][filename]['config']['host']}"
         elif filename.endswith("-c"):

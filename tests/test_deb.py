@@ -11,6 +11,7 @@ import subprocess
 import uuid
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, distribution
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -133,6 +134,30 @@ def test_a_deb_is_the_same_bytes_again_and_follows_its_options(
     done = cli("package", "--target", "host", "--format", "deb")
     assert done.returncode == 2
     assert "DEBFULLNAME and DEBEMAIL" in done.stderr and done.stderr.count("\n") == 1
+
+
+@needs_dpkg
+def test_the_deb_of_a_later_export_has_the_higher_version(
+    make: Make, runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever the hash of its contents is."""
+
+    def version() -> str:
+        command = ["dpkg-deb", "--field", make(), "Version"]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    native = pipeline.package.native_files(None, None, None, None)  # type: ignore[arg-type]
+    versions = [version()]
+    for year in range(2050, 2055):
+        record = json.loads((runs / "small" / "run.json").read_text())
+        record["artefacts"]["lenet5-classic-int8-c"]["made"] = f"{year}-01-01T00:00:00Z"
+        (runs / "small" / "run.json").write_text(json.dumps(record))
+        other = native | {"include/other.h": str(year).encode()}
+        monkeypatch.setattr(pipeline.package, "native_files", lambda *_, o=other: dict(o))
+        versions.append(version())
+    for older, newer in pairwise(versions):
+        compared = ["dpkg", "--compare-versions", older, "lt", newer]
+        assert subprocess.run(compared, check=False).returncode == 0, (older, newer)
 
 
 def test_a_processor_that_debian_has_no_name_for_is_refused(

@@ -19,9 +19,11 @@ from typing import Any
 import pytest
 from conftest import pipeline
 
-from pipeline.deployment import Device, report_name
+from pipeline.deployment import Deployed, Device, Installation, report_name
+from pipeline.deployment import deploy as run_deployment
 from pipeline.deployment.detect import target_of
 from pipeline.deployment.installation import latencies, reported
+from pipeline.deployment.show import show_device
 from pipeline.errors import BadInput, Missing, UsageError, VerificationFailed
 from pipeline.verify.compiler import compiler
 
@@ -158,7 +160,7 @@ class TestOneDevice:
         report = json.loads(Path(record["report"]).read_text())
         assert Path(record["report"]).name == "device-kitchen.json"
         assert (report["host"], report["target"], report["error"]) == ("kitchen", "host", None)
-        assert report["selftest"].startswith("passed: ")
+        assert report["selftest"]["passed"] is True
         assert report["bench"]["inferences"] == 20
         assert latencies(report["bench"])[0]["p50_us"] > 0
         assert not list(one.home.glob(".cache/pi-pipeline/*"))
@@ -295,6 +297,12 @@ def test_a_dry_run_prints_the_commands_and_does_nothing(trained: Path) -> None:
     assert (trained / "small" / "run.json").read_bytes() == record
 
 
+def test_a_dry_run_prints_json(trained: Path) -> None:
+    done = deploy(trained, "pi@nowhere.invalid", "--dry-run", "--json")
+    commands = json.loads(done.stdout)["commands"]
+    assert [command[0] for command in commands] == ["ssh", "scp", *["ssh"] * 4]
+
+
 def test_what_does_not_answer_is_asked_once(
     packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -318,6 +326,8 @@ def test_what_does_not_answer_is_asked_once(
         (["pi@kitchen; reboot"], "is no device"),
         (["kitchen", "--prefix", "here"], "begins with /"),
         (["kitchen", "--count", "0"], "give 1 or more"),
+        (["kitchen", "--runtime", "onnx"], "add c to --runtime"),
+        (["kitchen", "--runtime", "tflite", "--dry-run"], "add c to --runtime"),
     ],
 )
 def test_what_makes_no_sense_is_refused(trained: Path, arguments: list[str], words: str) -> None:
@@ -374,8 +384,76 @@ def test_what_a_device_says_keeps_its_exit_code(
 
 def test_a_report_is_the_last_line_of_what_a_login_printed() -> None:
     assert reported('Welcome!\n{"a": 1}\n') == {"a": 1}
-    assert reported("passed: 5 of 5\n") == "passed: 5 of 5"
-    assert latencies("nothing") == []
+    for text in ("Welcome!\n", "7\n", ""):
+        assert reported(text) is None
+    assert latencies("nothing") == latencies({"a": 1}) == []
+
+
+# --- A device that a script stands for ------------------------------------------------------------
+
+FINDING = {"what": "runtime litert int8", "state": "WRONG", "found": "9 steps off", "mend": "mend"}
+
+
+@pytest.fixture
+def scripted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Deployed]:
+    """Deploys by an ssh that this is the shell's `case` of; scp copies nothing."""
+
+    def call(cases: str) -> Deployed:
+        script = f"#!/bin/sh\nfor last; do :; done\ncase $last in\n{cases}\nesac\n"
+        for name, text in {"ssh": script, "scp": "#!/bin/sh\n"}.items():
+            (tmp_path / name).write_text(text)
+            (tmp_path / name).chmod(0o755)
+        monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+        installation = Installation("stem", "name", python=True)
+        return run_deployment(Device("pi@x"), installation, tmp_path / "archive")
+
+    return call
+
+
+@pytest.mark.parametrize(
+    ("step", "left"),
+    [
+        ("*mkdir*", "what was installed there is as it was"),
+        ("*install.sh*", "the new version may be installed there"),
+        ("*doctor*", "the new version is installed there"),
+    ],
+)
+def test_what_a_lost_connection_leaves_depends_on_the_step(
+    step: str, left: str, scripted: Callable[[str], Deployed]
+) -> None:
+    error = scripted(f"{step}) exit 255 ;;").error
+    assert isinstance(error, Missing)
+    assert error.mend == f"give the command again; {left}"
+
+
+def test_the_error_of_a_doctor_is_what_it_reports_and_the_rest_is_run(
+    scripted: Callable[[str], Deployed],
+) -> None:
+    deployed = scripted(
+        f"*doctor*) echo Welcome; echo '{json.dumps([FINDING])}'; exit 1 ;;\n"
+        "*bench*) echo '{\"model-index\": []}' ;;"
+    )
+    assert type(deployed.error) is VerificationFailed
+    assert str(deployed.error) == "pi@x: runtime litert int8: 9 steps off; mend"
+    assert deployed.reports == {"doctor": [FINDING], "bench": {"model-index": []}}
+
+
+def test_the_error_of_a_selftest_says_what_failed(scripted: Callable[[str], Deployed]) -> None:
+    result = {"passed": False, "runtime": "litert 2", "precision": "int8"}
+    error = scripted(f"*selftest*) echo '{json.dumps([result])}'; exit 1 ;;").error
+    assert str(error) == "pi@x: the selftest failed (litert 2); do not use it there; see its doctor"
+
+
+def test_a_login_that_prints_is_no_report(scripted: Callable[[str], Deployed]) -> None:
+    deployed = scripted("*doctor*) echo Welcome; echo 'error: no; get it' >&2; exit 4 ;;")
+    assert deployed.reports == {}
+    assert str(deployed.error) == "pi@x: no; get it"
+    show_device("pi@x", deployed.reports)
+
+
+def test_what_is_not_utf_8_is_told_all_the_same(scripted: Callable[[str], Deployed]) -> None:
+    deployed = scripted(r"*install.sh*) printf 'error: gr\366\337er; mend\n' >&2; exit 3 ;;")
+    assert str(deployed.error) == "pi@x: gr��er; mend"
 
 
 def test_report_names_are_plain() -> None:
@@ -384,8 +462,12 @@ def test_report_names_are_plain() -> None:
 
 
 def test_a_host_is_checked() -> None:
-    for good in ("kitchen", "pi@kitchen.local", "pi@192.168.1.7", "pi@[fe80::1%eth0]"):
+    for good in ("kitchen", "pi@kitchen.local", "pi@192.168.1.7"):
         assert Device(good).command("true")[-2] == good
+        assert Device(good).copying(Path("a"), "b")[-1] == f"{good}:b"
+    for address in ("pi@[fe80::1%eth0]", "pi@fe80::1%eth0"):  # brackets are for scp alone
+        assert Device(address).command("true")[-2] == "pi@fe80::1%eth0"
+        assert Device(address).copying(Path("a"), "b")[-1] == "pi@[fe80::1%eth0]:b"
     for bad in ("", "-v", "pi@", "a b", "x;y", "$(x)"):
         with pytest.raises(UsageError):
             Device(bad)
@@ -431,7 +513,7 @@ class TestFleet:
         assert boards["attic"].works()
         assert not boards["kitchen"].current.exists() and not boards["shed"].current.exists()
         report = json.loads(Path(result["attic"]["report"]).read_text())
-        assert report["selftest"].startswith("passed: ") and report["bench"]["inferences"] == 20
+        assert report["selftest"]["passed"] and report["bench"]["inferences"] == 20
 
     def test_all_are_installed(
         self,
@@ -468,6 +550,21 @@ def test_an_inventory_without_devices_is_refused(trained: Path, tmp_path: Path) 
     done = deploy(trained, "--inventory", str(tmp_path / "boards.ini"))
     assert done.returncode == 3
     assert "there is no device in it" in done.stderr
+
+
+def test_a_target_that_is_no_text_is_named_with_its_device(trained: Path, tmp_path: Path) -> None:
+    hosts = {"attic": {"pipeline_target": 4}, "shed": {}}
+    (tmp_path / "boards.yaml").write_text(json.dumps({"all": {"hosts": hosts}}))
+    done = deploy(trained, "--inventory", str(tmp_path / "boards.yaml"))
+    assert done.returncode == 3
+    assert "pipeline_target of attic is 4" in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_an_inventory_needs_c_too(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "boards.ini").write_text("attic\n")
+    done = deploy(trained, "--inventory", str(tmp_path / "boards.ini"), "--runtime", "onnx")
+    assert done.returncode == 2
+    assert "add c to --runtime" in done.stderr
 
 
 def test_an_inventory_is_printed_as_a_playbook(trained: Path, tmp_path: Path) -> None:

@@ -252,9 +252,11 @@ def test_a_picture_of_the_camera_is_classified(folder: Path, tmp_path: Path) -> 
     ("source", "words"),
     [
         ("raise ImportError('no libcamera')", "run 'sudo apt install python3-picamera2'"),
+        ("raise ValueError('numpy.dtype size changed')", "run '/usr/bin/python3 "),
+        ("raise ImportError('numpy.core.multiarray failed to import')", "run '/usr/bin/python3 "),
         (PICAMERA2.format(start="raise IndexError('list index out of range')"), "rpicam-hello"),
     ],
-    ids=["no picamera2", "no camera"],
+    ids=["no picamera2", "of another NumPy", "of NumPy 1", "no camera"],
 )
 def test_without_a_camera_one_line_says_so(
     source: str, words: str, folder: Path, tmp_path: Path
@@ -263,6 +265,16 @@ def test_without_a_camera_one_line_says_so(
     assert done.returncode == 4
     assert words in done.stderr and done.stderr.count("\n") == 1
     assert done.stdout == ""
+
+
+def test_doctor_imports_picamera2(folder: Path, tmp_path: Path) -> None:
+    """That it is there does not say that it fits the NumPy of an environment."""
+    sources = {NOTE: "raise ValueError('numpy.dtype size changed')", FINE: "Picamera2 = None"}
+    for state, source in sources.items():
+        done = called(folder, "doctor", "--json", env=with_module("picamera2", source, tmp_path))
+        findings = {finding["what"]: finding for finding in json.loads(done.stdout)}
+        assert findings["camera"]["state"] == state
+        assert ("predict --camera --runtime c" in findings["camera"]["mend"]) == (state == NOTE)
 
 
 def test_files_and_the_camera_exclude_each_other(folder: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import io
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -280,6 +281,17 @@ def test_prepare_turns_colour_into_luma():
 
 LETTER = np.zeros((24, 16), bool)  # an L
 LETTER[:, :4] = LETTER[20:] = True
+
+
+@pytest.mark.parametrize("preparation", ["glyph", "picture"])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_prepare_of_a_photo_leaves_room_on_a_board_of_512_mb(channels, preparation):
+    photo = np.random.default_rng(0).integers(0, 256, (1500, 2000, 3), dtype=np.uint8)
+    tracemalloc.start()
+    prepare(photo, (channels, 28, 28), preparation)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 * photo[:, :, 0].size  # 12 megapixels are less than 200 MB
 
 
 def page(top=30, left=20, paper=255, ink=0, size=(90, 70)):

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tarfile
+import zipfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +19,11 @@ import pytest
 from conftest import Cli
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
+import deploy
+import pipeline.package
+from deploy.runner.bundle import MANIFEST, SUMS, seal, sha256, sums
 from pipeline.errors import UsageError
-from pipeline.package import Order, check_archive
+from pipeline.package import Order, check_archive, licences
 from pipeline.package.targets import PYTHONS, TARGETS, place_of
 
 NAME = "lenet5-classic-host-bundle"
@@ -79,6 +86,58 @@ def test_the_release_decides_the_runtimes() -> None:
         place_of("pi-32", "trixie").refuse(["tflite"])
 
 
+# --- What is current ------------------------------------------------------------------------------
+
+
+OF_ONNX = ("package", "--runtime", "onnx", "--precision", "fp32")
+
+
+def test_a_bundle_is_made_again_when_the_runner_has_changed(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "unchanged" not in cli(*OF_ONNX).stdout
+    assert "unchanged" in cli(*OF_ONNX).stdout
+    changed = tmp_path / "deploy"
+    shutil.copytree(Path(deploy.__file__).parent, changed)
+    with (changed / "runner" / "bench.py").open("a") as file:
+        file.write("# changed\n")
+    monkeypatch.setattr(deploy, "__file__", str(changed / "__init__.py"))
+    assert "unchanged" not in cli(*OF_ONNX).stdout
+
+
+def test_a_bundle_is_made_again_with_another_waitress(
+    cli: Cli, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "unchanged" not in cli(*OF_ONNX).stdout
+    newer = replace(licences.packed_with_the_runner(), version="99")
+    monkeypatch.setattr(pipeline.package, "packed_with_the_runner", lambda: newer)
+    assert "unchanged" not in cli(*OF_ONNX).stdout
+
+
+def test_a_bundle_is_made_again_by_another_compiler(
+    cli: Cli, packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIPELINE_RUNS_DIR", str(packed.parents[1]))
+    order = ["--target", "host", "--runtime", "c", "--precision", "int8", "--dry-run"]
+    assert cli("package", *order).stdout.endswith("  unchanged\n")
+    monkeypatch.setattr(pipeline.package, "version_of", lambda *_: "gcc 99")
+    assert cli("package", *order).stdout.endswith("  replaced\n")
+
+
+def test_a_signed_bundle_is_not_replaced_by_the_same_unsigned(
+    cli: Cli, runs: Path, packed: Path
+) -> None:
+    key = str(packed.parents[2] / "private.pem")
+    archive = runs / "small" / "lenet5-classic-bundle.tar.gz"
+    assert cli(*OF_ONNX, "--sign", key).returncode == 0
+    signed = archive.read_bytes()
+    assert "unchanged" in cli(*OF_ONNX).stdout
+    assert archive.read_bytes() == signed
+    done = cli(*OF_ONNX[:-1], "int8")
+    assert "lenet5-classic-bundle.tar.gz was signed, and is out of date" in done.stderr
+    assert archive.read_bytes() != signed
+
+
 # --- A bundle for this machine --------------------------------------------------------------------
 
 
@@ -115,6 +174,9 @@ def test_the_library_is_a_model_of_the_runner(bundle: Path) -> None:
     assert done.returncode == 0, done.stderr
     (result,) = json.loads(done.stdout)
     assert result["runtime"].startswith("c ") and result["equal"] == 1.0
+    readme = (bundle / "README.md").read_text()
+    assert "sudo apt install python3-numpy" in readme  # with C alone it is the system's
+    assert "openssl pkeyutl -verify" in readme
 
 
 def test_an_installation_is_repeated_replaced_and_removed(bundle: Path, tmp_path: Path) -> None:
@@ -136,13 +198,47 @@ def test_an_installation_is_repeated_replaced_and_removed(bundle: Path, tmp_path
     assert install(bundle, "--uninstall", prefix=prefix).returncode == 4
 
 
+def test_a_damaged_installation_is_mended_by_the_same_bundle(bundle: Path, tmp_path: Path) -> None:
+    prefix = tmp_path / "place"
+    for _ in range(3):
+        assert install(bundle, "--no-python", prefix=prefix).returncode == 0
+        damaged(prefix / "current" / "bundle")
+        done = install(bundle, "--no-python", prefix=prefix)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.startswith("installed: ")
+        intact = ["sha256sum", "--check", "--quiet", SUMS]
+        assert subprocess.run(intact, cwd=prefix / "current/bundle", check=False).returncode == 0
+        assert len(list(prefix.iterdir())) == 2  # the version, and the link to it
+    # One that does not work either changes nothing.
+    damaged(prefix / "current" / "bundle")
+    before = (prefix / "current").readlink()
+    wrong_here(bundle)
+    assert install(bundle, "--no-python", prefix=prefix).returncode == 1
+    assert (prefix / "current").readlink() == before
+
+
+def test_what_a_power_cut_left_is_removed(bundle: Path, tmp_path: Path) -> None:
+    prefix = tmp_path / "place"
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    left = [prefix / f".new-{gone.pid}" / "files", prefix / f".current-{gone.pid}"]
+    alive = prefix / f".new-{os.getpid()}"
+    for options in ([], ["--uninstall"]):
+        for folder in (*left, alive):
+            folder.mkdir(parents=True)
+        assert install(bundle, *options, prefix=prefix).returncode == 0
+        assert not any(path.exists() for path in (*left, left[0].parent))
+        alive.rmdir()
+    assert list(prefix.iterdir()) == []
+
+
 def resealed(bundle: Path, name: str, content: bytes) -> None:
     """Another content, with its sum."""
     (bundle / name).write_bytes(content)
-    names = [line.split("  ")[1] for line in (bundle / "SHA256SUMS").read_text().splitlines()]
-    command = ["sha256sum", *names]
-    sums = subprocess.run(command, cwd=bundle, capture_output=True, check=True).stdout
-    (bundle / "SHA256SUMS").write_bytes(sums)
+    manifest = json.loads((bundle / MANIFEST).read_text())
+    manifest["files"][name] = sha256(content)
+    (bundle / MANIFEST).write_bytes(seal(manifest))
+    (bundle / SUMS).write_bytes(sums(manifest["files"], seal(manifest)))
 
 
 def damaged(bundle: Path) -> None:
@@ -160,13 +256,20 @@ def wrong_here(bundle: Path) -> None:
     resealed(bundle, "classify", b'#!/bin/sh\n[ "$1" = --version ]\n')
 
 
+def without_x_bits(bundle: Path) -> None:
+    """As on a disk that is mounted noexec."""
+    (bundle / "classify").chmod(0o644)
+
+
 BAD: dict[str, tuple[Any, list[str], int, str]] = {
     "damaged": (damaged, [], 3, "the bundle is damaged"),
     "another board": (of_another_board, [], 4, "this bundle is for a machine like this one"),
+    "no program": (without_x_bits, [], 3, "no program may run in"),
     "wrong results": (wrong_here, [], 1, "the selftest failed here"),
     "no such option": (None, ["--root"], 2, "unknown option --root"),
     "no value": (None, ["--prefix"], 2, "lacks its value"),
     "no such runtime": (None, ["--runtime", "litert"], 2, "unknown runtime 'litert'"),
+    "a runtime and none": (None, ["--no-python", "--runtime", "litert"], 2, "leave out one"),
     "a relative place": (None, ["--prefix", "here"], 2, "no absolute path"),
     "a place that is a file": (None, ["--prefix", "/dev/null"], 3, "cannot be made"),
 }
@@ -182,11 +285,90 @@ def test_what_goes_wrong_leaves_the_installation_as_it_was(
     change, options, code, reason = BAD[name]
     if change is not None:
         change(bundle)
-    done = install(bundle, "--no-python", *options, prefix=prefix)
+    done = install(bundle, *options, prefix=prefix)
     assert done.returncode == code
     assert reason in done.stderr and done.stderr.count("\n") == 1
     assert (prefix / "current" / "bundle" / "classify").is_file()
     assert sorted(path.relative_to(prefix) for path in prefix.rglob("*")) == before
+
+
+def test_without_a_home_folder_a_place_is_asked_for(bundle: Path, tmp_path: Path) -> None:
+    command = [str(bundle / "install.sh")]
+    known = {"env": {"PATH": os.environ["PATH"]}, "capture_output": True, "text": True}
+    done: Any = subprocess.run(command, **known, check=False)  # type: ignore[call-overload]
+    assert done.returncode == 2
+    assert "HOME is not set" in done.stderr and done.stderr.count("\n") == 1
+    command += ["--prefix", str(tmp_path / "place")]
+    done = subprocess.run(command, **known, check=False)  # type: ignore[call-overload]
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_interruption_has_its_exit_code(bundle: Path, tmp_path: Path) -> None:
+    """During the selftest, say: what was begun is gone."""
+    ends = 'case $PWD in */.new-*) rest=${PWD#*/.new-}; kill "${rest%%/*}" ;; esac'
+    resealed(bundle, "classify", f"#!/bin/sh\n{ends}\n".encode())
+    done = install(bundle, prefix=tmp_path / "place")
+    assert (done.returncode, done.stderr) == (5, "interrupted\n")
+    assert list((tmp_path / "place").iterdir()) == []
+
+
+# --- With a runtime that pip installs -------------------------------------------------------------
+
+
+def with_runtime(bundle: Path, name: str, content: str) -> None:
+    """Its runtime is a wheel in it with one file."""
+    (bundle / "wheels").mkdir()
+    wheel = bundle / "wheels" / "stub-1-py3-none-any.whl"
+    about = "stub-1.dist-info"
+    with zipfile.ZipFile(wheel, "w") as files:
+        files.writestr(name, content)
+        files.writestr(f"{about}/METADATA", "Metadata-Version: 2.1\nName: stub\nVersion: 1\n")
+        tag = "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        files.writestr(f"{about}/WHEEL", tag)
+        files.writestr(f"{about}/RECORD", f"{name},,\n")
+    requirement = f"stub==1 --hash=sha256:{sha256(wheel.read_bytes())}\n"
+    (bundle / "requirements-litert.txt").write_text(requirement)
+    script = (bundle / "install.sh").read_text()
+    changed = script.replace("requirements=''", "requirements='litert'", 1)
+    resealed(bundle, "install.sh", changed.encode())
+
+
+def test_a_runtime_that_does_not_work_is_not_installed(bundle: Path, tmp_path: Path) -> None:
+    """Though C, which the runner takes first, does."""
+    with_runtime(bundle, "stub.pth", sysconfig.get_path("purelib"))
+    done = install(bundle, prefix=tmp_path / "place")
+    assert done.returncode == 1
+    assert "selftest failed here (error: the bundle has no .tflite file for litert" in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert list((tmp_path / "place").iterdir()) == []
+    assert install(bundle, "--no-python", prefix=tmp_path / "place").returncode == 0
+
+
+def test_without_numpy_its_package_is_named(bundle: Path, tmp_path: Path) -> None:
+    with_runtime(bundle, "numpy.py", "raise ImportError('none here')")
+    done = install(bundle, prefix=tmp_path / "place")
+    assert (done.returncode, done.stderr) == (
+        4,
+        "error: there is no NumPy; run 'sudo apt install python3-numpy', or give --no-python\n",
+    )
+
+
+@pytest.mark.parametrize(
+    ("wheels", "mend"),
+    [(False, "choose another --runtime"), (True, "make the bundle without --wheelhouse")],
+)
+def test_a_runtime_without_wheels_for_this_python_is_said(
+    wheels: bool, mend: str, bundle: Path, tmp_path: Path
+) -> None:
+    script = (bundle / "install.sh").read_text()
+    changed = script.replace("requirements=''", "requirements='tflite-runtime'", 1)
+    changed = re.sub("^needed='.*?'", "needed='3.1'", changed, flags=re.MULTILINE)
+    resealed(bundle, "install.sh", changed.encode())
+    if wheels:
+        (bundle / "wheels").mkdir()
+    done = install(bundle, prefix=tmp_path / "place")
+    assert done.returncode == 4
+    assert f"; {mend}, or give --no-python\n" in done.stderr
 
 
 # --- With a key -----------------------------------------------------------------------------------
@@ -323,6 +505,42 @@ def test_the_unit_is_installed_for_the_user_and_removed_with_the_rest(
     assert done.returncode == 0, done.stderr
     assert not unit.exists() and not (home / "50 % there").exists()
     assert "disable --now pi-lenet5-classic.service" in (home / "asked").read_text()
+
+
+def test_an_update_takes_the_service_along(home: Path, bundle: Path) -> None:
+    options = ["--no-python", "--prefix", str(home / "place")]
+    assert installed_by(home, bundle, *options, "--service").returncode == 0
+    (home / "asked").unlink()
+    unit = home / ".config/systemd/user/pi-lenet5-classic.service"
+    unit.write_text(f"[Service]\nWorkingDirectory={home}/place/current/bundle\n# the old one\n")
+    resealed(bundle, "README.md", b"another version\n")
+    done = installed_by(home, bundle, *options)
+    assert done.returncode == 0, done.stderr
+    assert "the old one" not in unit.read_text()
+    assert "restart pi-lenet5-classic.service" in (home / "asked").read_text()
+    # One that its owner has disabled is not started.
+    (home / "asked").unlink()
+    done = installed_by(home, bundle, *options, fails="is-enabled")
+    assert done.returncode == 0, done.stderr
+    assert "restart" not in (home / "asked").read_text()
+
+
+def test_the_service_is_stopped_before_its_files_are_removed(home: Path, bundle: Path) -> None:
+    options = ["--no-python", "--prefix", str(home / "place")]
+    assert installed_by(home, bundle, *options, "--service").returncode == 0
+    (home / "bin" / "systemctl").write_text(
+        f"#!/bin/sh\nls {home}/place/current/bundle/classify >>{home}/seen 2>&1\n"
+    )
+    assert installed_by(home, bundle, *options, "--uninstall").returncode == 0
+    assert "No such file" not in (home / "seen").read_text()
+
+
+def test_a_folder_of_units_that_cannot_be_written_is_said_first(home: Path, bundle: Path) -> None:
+    (home / ".config").write_text("a file")
+    done = installed_by(home, bundle, "--prefix", str(home / "place"), "--service")
+    assert done.returncode == 3
+    assert "systemd/user: cannot be written" in done.stderr and done.stderr.count("\n") == 1
+    assert not (home / "place").exists()
 
 
 NO_SERVICE = {

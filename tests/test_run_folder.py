@@ -77,6 +77,17 @@ def test_an_artefact_that_cannot_be_used_names_its_command(filename, command, st
     assert f"run 'pipeline {command} --run trial'" in str(caught.value)
 
 
+def test_the_bundle_of_a_board_names_the_board(run):
+    config = {"target": "pi-4", "os": "trixie"}
+    make(run, "lenet5-pi-4-trixie-bundle.deb", config=config)
+    (run.path / "lenet5-pi-4-trixie-bundle.deb").unlink()
+    with pytest.raises(Missing) as caught:
+        run.need("lenet5-pi-4-trixie-bundle.deb")
+    assert caught.value.mend == (
+        "run 'pipeline package --target pi-4 --os trixie --format deb --run trial'"
+    )
+
+
 @pytest.mark.parametrize(
     ("made_again", "stale", "command"),
     [

@@ -20,6 +20,7 @@ from PIL import Image
 
 import deploy
 from deploy.runner import backends, bundle
+from deploy.runner.__main__ import main
 from deploy.runner.backends.onnxruntime import CONTRACT_KEY
 from deploy.runner.backends.session import TensorInfo
 from deploy.runner.contract import Contract
@@ -202,6 +203,17 @@ def test_predict_answers_the_good_pictures_among_bad_ones(intact, pictures):
     empty, diary = done.stderr.splitlines()
     assert empty.startswith("error: empty.png: the file is empty")
     assert diary.startswith("error: diary.txt: not a picture")
+
+
+def test_predict_says_what_is_too_large_for_the_memory(intact, pictures, monkeypatch, capsys):
+    def prepare(*_):
+        raise MemoryError
+
+    monkeypatch.setattr("deploy.runner.__main__.prepare", prepare)
+    assert main(["predict", "--bundle", str(intact), str(pictures / "top.pgm")]) == 3
+    said = capsys.readouterr().err
+    assert said.endswith("top.pgm: too large for the memory here; give a smaller picture\n")
+    assert said.count("\n") == 1
 
 
 def test_predict_ends_quietly_when_its_reader_has_gone(intact, pictures):
@@ -480,6 +492,18 @@ def test_an_older_python_is_told_what_the_runner_needs(tmp_path):
     )
     with zipfile.ZipFile(app) as entries:
         ast.parse(entries.read("__main__.py"), feature_version=(3, 4))
+
+
+def test_without_numpy_one_line_says_what_mends_it(tmp_path):
+    app = tmp_path / "runner.pyz"
+    app.write_bytes(zipapp(Path(deploy.__file__).parent))
+    command = [sys.executable, "-I", "-S", app, "doctor"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (4, "")
+    assert done.stderr == (
+        "error: the runner needs NumPy (No module named 'numpy'); "
+        "run 'sudo apt install python3-numpy'\n"
+    )
 
 
 def test_an_intact_archive_passes(tmp_path, contents):

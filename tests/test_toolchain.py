@@ -108,6 +108,13 @@ def test_gcc_is_taken_where_there_is_no_zig(
     assert cross_compiler("pi-4", "gcc") == "gcc"
 
 
+def test_without_make_that_is_what_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    executable(tmp_path / "aarch64-linux-gnu-gcc")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(Missing, match="pi-4: there is no make; run 'sudo apt install make'"):
+        cross_compiler("pi-4", "gcc")
+
+
 def test_what_cannot_compile_for_a_board_is_refused() -> None:
     with pytest.raises(UsageError, match="ARMv7 at least; leave out --compiler gcc"):
         cross_compiler("pi-zero", "gcc")

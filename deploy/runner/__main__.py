@@ -26,7 +26,7 @@ from .bundle import Bundle
 from .compute import compute
 from .contract import PRECISIONS
 from .doctor import examine, exit_code
-from .errors import INTERRUPTED, Missing, UsageError, UserError
+from .errors import INTERRUPTED, BadInput, Missing, UsageError, UserError
 from .images import decode, prepare
 from .scores import probabilities, real
 from .selftest import GOLDEN, selftest, unit
@@ -77,11 +77,13 @@ def predict(args: argparse.Namespace, bundle: Bundle) -> int:
     for name in [camera.NAME] if args.camera else args.files:
         try:
             image = camera.capture() if args.camera else decode(_read(name), name)
-        except UserError as error:
+            pixels = prepare(image, contract.input_shape, contract.preparation)
+        except (UserError, MemoryError) as raised:
+            large = BadInput(f"{name}: too large for the memory here", "give a smaller picture")
+            error = large if isinstance(raised, MemoryError) else raised
             print(f"error: {error}", file=sys.stderr)
             exit_code = error.exit_code
             continue
-        pixels = prepare(image, contract.input_shape, contract.preparation)
         blank = contract.preparation == "glyph" and not pixels.any()
         if blank:
             print(f"note: {name}: no ink found, the answer means nothing", file=sys.stderr)

@@ -5,9 +5,9 @@ Of the board it reads only files, below a root that tests put elsewhere.
 
 from __future__ import annotations
 
-import importlib.util
 import platform
 import re
+import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -92,10 +92,17 @@ def _software() -> Iterator[Finding]:
     mend = "'--runtime c' works; the wheels of other runtimes ask for glibc 2.28" if old else ""
     yield Finding("C library", NOTE if old else FINE, f"{libc} {version}".strip() or "musl", mend)
     yield Finding("NumPy", FINE, np.__version__)
-    if importlib.util.find_spec("picamera2"):
-        yield Finding("camera", FINE, "picamera2 is here")
-    else:
-        yield Finding("camera", NOTE, "no picamera2", camera.MEND)
+    yield _camera()
+
+
+def _camera() -> Finding:
+    """picamera2 is imported in a process of its own: it may be there and not fit this NumPy."""
+    command = [sys.executable, "-P", "-c", "from picamera2 import Picamera2"]
+    done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode == 0:
+        return Finding("camera", FINE, "picamera2 is here")
+    said = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+    return Finding("camera", NOTE, f"no picamera2 that works ({said})", camera.mend(said))
 
 
 def _state(root: Path) -> Iterator[Finding]:

@@ -18,6 +18,7 @@ from .errors import BadInput, Missing
 Pixels = npt.NDArray[np.uint8]
 
 MAX_PIXELS = 64_000_000  # a 64-megapixel photo; beyond it, a file is a decompression bomb
+PART = 1_000_000  # pixels whose float64 are there at a time: a Pi Zero 2 W has 512 MB for all
 _PNM_HEADER = re.compile(rb"\s+(?:#[^\n]*\n\s*)*")
 
 
@@ -144,17 +145,25 @@ def _resample(values: Pixels, size: int) -> Pixels:
     distance = np.abs((2 * into + 1) * size - (2 * out + 1) * length)
     weights = np.maximum(0, 2 * max(length, size) - distance)
     total = weights.sum(axis=1)
-    # Sums stay below 2**53, so float64 matrix products of these integers are exact, and fast.
-    sums = (values.astype(np.float64) @ weights.T.astype(np.float64)).astype(np.int64)
-    return np.asarray((sums + total // 2) // total, dtype=np.uint8)
+    resampled = np.empty((*values.shape[:-1], size), np.uint8)
+    rows = 1 + PART * len(values) // values.size
+    for start in range(0, len(values), rows):
+        part = values[start : start + rows].astype(np.float64)
+        # Sums stay below 2**53, so float64 matrix products of these integers are exact, and fast.
+        sums = (part @ weights.T.astype(np.float64)).astype(np.int64)
+        resampled[start : start + rows] = (sums + total // 2) // total
+    return resampled
 
 
 def grey(image: Pixels) -> Pixels:
     """ITU-R BT.601 luma in integers, height x width x 1."""
     if image.shape[2] == 1:
         return image
-    luma = (image.astype(np.int64) @ np.array([299, 587, 114]) + 500) // 1000
-    return np.asarray(luma[:, :, None], dtype=np.uint8)
+    luma = np.full(image.shape[:2], 500, np.uint32)
+    for channel, weight in enumerate((299, 587, 114)):
+        luma += weight * image[:, :, channel].astype(np.uint32)
+    luma //= 1000
+    return luma.astype(np.uint8)[:, :, None]
 
 
 def prepare(image: Pixels, input_shape: tuple[int, int, int], preparation: str) -> Pixels:
@@ -183,14 +192,14 @@ def glyph(image: Pixels, height: int, width: int) -> Pixels:
     if image.shape == (height, width) and paper == 0:
         return image
     noise = 4 * int(np.median(np.abs(border - paper)))  # the median: ink may touch the border
-    difference = image.astype(np.int64) - paper
+    difference = image.astype(np.int16) - paper
     if -difference.min() > difference.max():  # darker than the paper
         difference = -difference
     ink = np.maximum(0, difference - noise)
     canvas = np.zeros((height, width), np.uint8)
     if ink.max() == 0:
         return canvas
-    ink = ink * 255 // ink.max()
+    ink = ink.astype(np.int32) * 255 // ink.max()
     rows, columns = np.nonzero((ink >= 64).any(axis=1))[0], np.nonzero((ink >= 64).any(axis=0))[0]
     ink = ink[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     box, longest = min(height, width) * 20 // 28, max(ink.shape)

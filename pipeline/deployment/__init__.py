@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..errors import UserError
+from ..errors import UsageError, UserError
 from ..package import Order, bundle_name, bundle_stem, install_name
 from ..run_folder import RunFolder
-from .installation import COPY, Installation, reported
+from .installation import COPY, Installation, outcome
 from .ssh import Device
 
 __all__ = [
@@ -40,7 +40,10 @@ def installation_of(
     run: RunFolder, order: Order, python: bool, prefix: str | None, count: int
 ) -> Installation:
     """The way of the run's bundle. Raises UsageError."""
-    assert order.place is not None
+    if not order.is_native:
+        raise UsageError(
+            "deploy without C: what install.sh tests on any board is compiled", "add c to --runtime"
+        )
     stem = bundle_stem(run, order.place)
     python = python and bool(order.runtimes)
     return Installation(stem, install_name(run), python, prefix, count)
@@ -60,10 +63,11 @@ def deploy(
     archive: Path,
     on_step: Callable[[str], None] = lambda _: None,
 ) -> Deployed:
-    """Copy, install, test and measure. An error of a step is in the result, with the reports up to
-    it: what was installed before is as it was unless the step "install" was done.
+    """Copy, install, test and measure. The first error of a step is in the result, with all
+    reports: what was installed before is as it was unless the step "install" was done.
     """
     reports: dict[str, Any] = {}
+    first: UserError | None = None
     on_step(installation.prepare.name)
     _, error = device.attempt(installation.prepare.command)
     if error is not None:  # nothing is there to be tidied up, and perhaps no device that answers
@@ -73,16 +77,18 @@ def deploy(
         device.copy(archive, installation.archive)
         for step in installation.rest:
             on_step(step.name)
-            output, error = device.attempt(step.command)
-            if step.is_report and output.strip():
-                reports[step.name] = reported(output)
-            if error is not None:
-                raise error
+            ended = device.attempt(step.command, step.left)
+            report, error = outcome(device.host, step, *ended)
+            first = first or error
+            if report is not None:
+                reports[step.name] = report
+            elif error is not None:  # one that has reported what is wrong ends nothing
+                break
     except UserError as error:
-        return Deployed(reports, error)
+        first = error
     finally:  # if this fails, the next deployment does it
         device.attempt(installation.tidy.command)
-    return Deployed(reports)
+    return Deployed(reports, first)
 
 
 def report_name(host: str) -> str:
@@ -95,7 +101,7 @@ def keep_report(run: RunFolder, host: str, order: Order, deployed: Deployed) -> 
     """Write what a device has reported into the run folder; nothing where it has reported nothing.
 
     {"host", "target", "os", "error": a line or null, "doctor", "selftest", "bench"}: the last three
-    as the runner's --json prints them, or `classify`, as far as the deployment went.
+    as the runner prints them with --json, or `classify`, as far as the deployment went.
     """
     if not deployed.reports:
         return None

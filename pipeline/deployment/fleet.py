@@ -18,7 +18,7 @@ from typing import Any
 
 from ..errors import BadInput, Missing, UserError
 from . import Deployed, Device, Installation
-from .installation import COPY, reported
+from .installation import COPY, INSTALL, Step, outcome
 
 MEND = "run \"pip install 'pi-pipeline[fleet]'\""
 TARGET, SYSTEM = "pipeline_target", "pipeline_os"  # variables of the inventory
@@ -40,7 +40,9 @@ def inventory_hosts(inventory: Path) -> dict[str, dict[str, Any]]:
         raise Missing("--inventory needs Ansible, which is not installed", MEND)
     command = [_program("ansible-inventory"), "-i", str(inventory.resolve()), "--list"]
     environment = os.environ | {"ANSIBLE_INVENTORY_UNPARSED_FAILED": "true"}
-    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
+    done = subprocess.run(
+        command, capture_output=True, text=True, check=False, env=environment, errors="replace"
+    )
     if done.returncode != 0:
         lines = [line for line in done.stderr.splitlines() if line.strip()]
         said = next((line for line in lines if "ERROR" in line), (lines or ["no reason given"])[-1])
@@ -55,6 +57,14 @@ def inventory_hosts(inventory: Path) -> dict[str, dict[str, Any]]:
         queue = [*group.get("children", []), *queue]
     if not names:
         raise BadInput(f"{inventory}: there is no device in it")
+    for name in names:
+        for variable in (TARGET, SYSTEM):
+            value = known.get(name, {}).get(variable, "")
+            if not isinstance(value, str):
+                raise BadInput(
+                    f"{inventory}: {variable} of {name} is {value!r}, which is no name",
+                    "give a --target or an --os of 'pipeline package'",
+                )
     return {name: known.get(name, {}) for name in names}
 
 
@@ -69,7 +79,7 @@ def playbook(plans: Mapping[str, Plan]) -> list[dict[str, Any]]:
         devices[host] = {step.name.replace(" ", "_"): step.command for step in steps}
         devices[host] |= {"archive": str(plan.archive.resolve()), "to": f"~/{known.archive}"}
     first = next(iter(plans.values())).installation
-    names = [first.prepare.name, COPY, "install", *reports]
+    names = [first.prepare.name, COPY, INSTALL, *reports]
     tasks = [_task(name, may_be_left_out=name in reports) for name in names]
     play = {
         "name": "Deploy",
@@ -112,14 +122,14 @@ def deploy_fleet(
         if event["event"] not in ("runner_on_ok", "runner_on_failed", "runner_on_unreachable"):
             return
         before = results[host] or Deployed({})
-        reports = dict(before.reports)
-        steps = {step.name for step in plans[host].installation.rest if step.is_report}
-        if task in steps and result.get("stdout", "").strip():
-            reports[task] = reported(result["stdout"])
-        error = before.error
-        if event["event"] != "runner_on_ok" and error is None:
-            error = _error(Device(host), event["event"], result)
-        results[host] = Deployed(reports, error)
+        steps = {step.name: step for step in plans[host].installation.rest}
+        step = steps.get(task, Step(task, ""))
+        error = None
+        if event["event"] != "runner_on_ok":
+            error = _error(Device(host), event["event"], result, step.left)
+        report, error = outcome(host, step, result.get("stdout", ""), error)
+        reports = before.reports if report is None else before.reports | {task: report}
+        results[host] = Deployed(reports, before.error or error)
 
     options = ["-o", "BatchMode=yes", *(["-F", str(config.resolve())] if config else [])]
     with tempfile.TemporaryDirectory(prefix="pipeline-") as work:
@@ -141,13 +151,13 @@ def deploy_fleet(
     return results
 
 
-def _error(device: Device, event: str, result: dict[str, Any]) -> UserError:
+def _error(device: Device, event: str, result: dict[str, Any], left: str) -> UserError:
     """What Ansible tells of a failure, as the same failure by ssh is told."""
     if event == "runner_on_unreachable":
-        return device.error("ssh", 255, str(result.get("msg", "")))
+        return device.error("ssh", 255, str(result.get("msg", "")), left)
     # Where Ansible's own module did not run, what was said there is in module_stdout.
     said = result.get("stderr") or result.get("module_stdout") or result.get("msg", "")
-    return device.error("sh", int(result.get("rc", 3)), str(said))
+    return device.error("sh", int(result.get("rc", 3)), str(said), left)
 
 
 def _programs() -> Path:

@@ -8,20 +8,29 @@ from dataclasses import dataclass
 from typing import Any
 
 from deploy.runner.bundle import RUNNER
+from deploy.runner.doctor import NOTE, WRONG
 
-from ..errors import UsageError
+from ..errors import UsageError, UserError
+from .ssh import UNTOUCHED
 
 STAGING = ".cache/pi-pipeline"  # below the home folder there; /tmp may be memory
-COPY = "copy"
+COPY, INSTALL = "copy", "install"
 
 
 @dataclass(frozen=True)
 class Step:
-    """A command of the device's shell. Of `is_report` the output is brought back."""
+    """A command of the device's shell. Of `is_report` the output, JSON, is brought back."""
 
     name: str
     command: str
     is_report: bool = False
+
+    @property
+    def left(self) -> str:
+        """What is installed if the connection is lost during it: install.sh may go on."""
+        if self.is_report:
+            return "the new version is installed there"
+        return "the new version may be installed there" if self.name == INSTALL else UNTOUCHED
 
 
 @dataclass(frozen=True)
@@ -72,14 +81,14 @@ class Installation:
         options += ["--prefix", self.prefix] if self.prefix is not None else []
         unpack = f"cd && cd {shlex.quote(self.staging)} && tar -xzf bundle.tar.gz"
         install = shlex.join([f"{self.stem}/install.sh", *options])
-        steps = [Step("install", f"{unpack} && {install}")]
+        steps = [Step(INSTALL, f"{unpack} && {install}")]
         if self.python:
             runner = f"cd {self.current} && venv/bin/python bundle/{RUNNER}"
             commands = {"doctor": "", "selftest": "", "bench": f" --count {self.count}"}
             commands = {name: f"{runner} {name} --json{more}" for name, more in commands.items()}
         else:
             classify = f"{self.current}/bundle/classify"
-            commands = {"selftest": f"{classify} --selftest"}
+            commands = {"selftest": f"{classify} --selftest --json"}
             commands["bench"] = f"{classify} --bench --json --count {self.count}"
         return [*steps, *(Step(name, command, True) for name, command in commands.items())]
 
@@ -90,14 +99,42 @@ class Installation:
 
 
 def reported(output: str) -> Any:
-    """What a step's output says: its last line, which mostly is a JSON document. A login script may
-    have printed others before it.
+    """The report in a step's output: its last line, since a login script may have printed others.
+    None where that is no list and no object of JSON.
     """
     line = (output.strip().splitlines() or [""])[-1]
     try:
-        return json.loads(line)
+        report = json.loads(line)
     except ValueError:
-        return line
+        return None
+    return report if isinstance(report, (list, dict)) else None
+
+
+def outcome(
+    host: str, step: Step, output: str, error: UserError | None
+) -> tuple[Any, UserError | None]:
+    """(report or None, error or None) of a step that has ended. Of doctor and selftest the error
+    says what their report says.
+    """
+    report = reported(output) if step.is_report else None
+    amiss = complaint(report)
+    if error is not None and amiss is not None:
+        error = type(error)(f"{host}: {amiss[0]}", amiss[1])
+    return report, error
+
+
+def complaint(report: Any) -> tuple[str, str] | None:
+    """The worst that a report of doctor or selftest says of a runtime, and what mends it."""
+    entries = report if isinstance(report, list) else [report] if report else []
+    for state in (WRONG, NOTE):
+        for entry in entries:
+            if entry.get("state") == state and entry["what"].startswith("runtime "):
+                return f"{entry['what']}: {entry['found']}", entry["mend"]
+    for entry in entries:
+        if entry.get("passed") is False:
+            where = entry.get("runtime") or f"C, {entry.get('set')}"
+            return f"the selftest failed ({where})", "do not use it there; see its doctor"
+    return None
 
 
 def latencies(bench: Any) -> list[dict[str, Any]]:
@@ -106,6 +143,8 @@ def latencies(bench: Any) -> list[dict[str, Any]]:
     Either the runner's model card or what `classify --bench` prints.
     """
     if not isinstance(bench, dict):
+        return []
+    if not {"model-index", "set"} & bench.keys():
         return []
     if "model-index" not in bench:
         return [{"runtime": f"c ({bench['set']})", "precision": "", "threads": 1, **bench}]

@@ -15,6 +15,7 @@ from ..errors import BadInput, Missing, UsageError, UserError, VerificationFaile
 # A question would wait for ever; a dead link is told from a slow one within a minute.
 OPTIONS = ("BatchMode=yes", "ConnectTimeout=15", "ServerAliveInterval=15", "ServerAliveCountMax=4")
 SSH_FAILED = 255  # ssh's own exit code, whatever the command there would give
+UNTOUCHED = "what was installed there is as it was"
 TROUBLES = (  # what ssh says, what it means, what mends it
     ("REMOTE HOST IDENTIFICATION HAS CHANGED", "its host key is another than before",
      "if it was set up anew, run 'ssh-keygen -R {address}', then 'ssh {host}' once"),
@@ -55,13 +56,20 @@ class Device:
         configuration = [] if self.config is None else ["-F", str(self.config)]
         return [*configuration, *(part for option in OPTIONS for part in ("-o", option))]
 
+    @property
+    def _plain(self) -> str:
+        """It as ssh wants it: an IPv6 address without brackets, which scp needs."""
+        return self.host.translate({ord("["): None, ord("]"): None})
+
     def command(self, script: str) -> list[str]:
         """The command that runs `script` in its shell."""
-        return ["ssh", *self._options, self.host, script]
+        return ["ssh", *self._options, self._plain, script]
 
     def copying(self, file: Path, to: str) -> list[str]:
         """The command that copies a file there; `to` is below its home folder."""
-        return ["scp", "-q", *self._options, str(file), f"{self.host}:{to}"]
+        user, at, address = self._plain.rpartition("@")
+        address = f"[{address}]" if ":" in address else address
+        return ["scp", "-q", *self._options, str(file), f"{user}{at}{address}:{to}"]
 
     def run(self, script: str) -> str:
         """Run it there and return what it printed. Raises the UserError that its exit code means,
@@ -72,9 +80,11 @@ class Device:
             raise error
         return output
 
-    def attempt(self, script: str) -> tuple[str, UserError | None]:
-        """As `run`, but with the error beside what was printed before it."""
-        return self._done(self.command(script))
+    def attempt(self, script: str, left: str = UNTOUCHED) -> tuple[str, UserError | None]:
+        """As `run`, but with the error beside what was printed before it. `left`: what is to be
+        said of the installation if the connection is lost.
+        """
+        return self._done(self.command(script), left)
 
     def copy(self, file: Path, to: str) -> None:
         """Copy a file there. Raises Missing where the device cannot be reached, and BadInput."""
@@ -82,29 +92,36 @@ class Device:
         if error is not None:
             raise error
 
-    def _done(self, command: list[str]) -> tuple[str, UserError | None]:
+    def _done(self, command: list[str], left: str = UNTOUCHED) -> tuple[str, UserError | None]:
         try:
             done = subprocess.run(
-                command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+                command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                errors="replace",
+                check=False,
             )
         except FileNotFoundError as error:
             raise Missing(f"there is no {command[0]} here", "install openssh-client") from error
         if done.returncode == 0:
             return done.stdout, None
-        return done.stdout, self.error(command[0], done.returncode, done.stderr)
+        return done.stdout, self.error(command[0], done.returncode, done.stderr, left)
 
-    def error(self, program: str, code: int, said: str) -> UserError:
-        """What has gone wrong, from an exit code of ssh or scp and what was said on stderr."""
+    def error(self, program: str, code: int, said: str, left: str = UNTOUCHED) -> UserError:
+        """What has gone wrong, from an exit code of ssh or scp and what was said on stderr; `left`
+        as for `attempt`.
+        """
         lines = [line.strip() for line in said.splitlines() if line.strip()]
         last = lines[-1] if lines else f"exit code {code}"
-        address = self.host.rpartition("@")[2]
+        address = self._plain.rpartition("@")[2]
         if code == SSH_FAILED or program == "scp":
             for words, meaning, mend in TROUBLES:
                 if words in said:
-                    shown = {"host": shlex.quote(self.host), "address": shlex.quote(address)}
+                    shown = {"host": shlex.quote(self._plain), "address": shlex.quote(address)}
                     return Missing(f"{self.host}: {meaning}", mend.format(**shown))
         if code == SSH_FAILED or "Connection closed" in said or "lost connection" in said:
-            mend = "give the command again; what was installed there is as it was"
+            mend = f"give the command again; {left}"
             return Missing(f"{self.host}: the connection was lost ({last})", mend)
         for words, mend in (
             ("No space left", "make room there"),

@@ -13,6 +13,7 @@ from deploy.runner.contract import default_precision
 
 from .. import __version__
 from ..errors import Missing, VerificationFailed
+from ..files import sha256_files
 from ..precisions import USUAL
 from ..run_folder import RunFolder
 from ..verify import REPORT
@@ -80,6 +81,10 @@ def package_run(
     folders = _folders(run, order)
     order = replace(order, compiler=order.cross_compiler())
     config = _config(order, models, folders, key)
+    if order.kind == "deb":
+        config["serial"] = debian.serial(run, [*models, *folders])
+    if key is None:
+        config |= _signature(run, target, config, on_note)
     report = run.read_json(REPORT)
     _refuse_unverified(run, order, report, [*models, *folders])
     if not run.wants(target, config=config):
@@ -87,7 +92,9 @@ def package_run(
     contents, shipped = _models(run, order, models, folders, on_note)
     contracts, golden = golden_vectors(run, order)
     _accompany(run, order, contents, shipped, golden, folders)
-    outside = debian.outside(run, order, place, contents) if place and order.kind == "deb" else {}
+    outside = {}
+    if place and order.kind == "deb":
+        outside = debian.outside(run, order, place, contents, config["serial"])
     manifest = _manifest(run, order, report, shipped, contracts)
     manifest["files"] = {name: bundle.sha256(content) for name, content in contents.items()}
     if outside:
@@ -111,19 +118,48 @@ def _config(
     order: Order, models: list[str], folders: list[str], key: Ed25519PrivateKey | None
 ) -> dict[str, Any]:
     """What decides the bytes, besides the run's own files."""
-    config: dict[str, Any] = {"models": models, "pipeline": __version__}
+    config: dict[str, Any] = {"models": models, "pipeline": __version__, "sources": _sources()}
     if folders:
         config["c"] = folders
+    if order.has_python:
+        config["waitress"] = packed_with_the_runner().version
     if order.place:
         config |= {"target": order.place.name, "os": order.place.system, "wheels": order.wheels}
         config["python"] = order.place.python
-    if order.compiler is not None:
-        config["compiler"] = order.compiler
+    if order.place and order.is_native:
+        config["compiler"] = version_of(order.place.target.board, order.compiler)
     if order.kind == "deb":
         config["maintainer"] = debian.maintainer()
     if key is not None:
         config["signed_by"] = public_hex(key)
     return config
+
+
+def _sources() -> str:
+    """SHA-256 of what makes bundles, and of what goes into them from here."""
+    digests = []
+    for folder in (Path(deploy.__file__).parent, Path(__file__).parent):
+        files = (p for p in folder.rglob("*") if p.is_file() and p.suffix != ".pyc")
+        names = [path.relative_to(folder).as_posix() for path in files]
+        digests.append(sha256_files(folder, names))
+    return bundle.sha256("".join(digests).encode())
+
+
+def _signature(
+    run: RunFolder, target: str, config: dict[str, Any], on_note: Callable[[str], None]
+) -> dict[str, Any]:
+    """What is to be added to the config of a bundle that is not to be signed: one that is there is
+    no other for being signed.
+    """
+    signer = run.record["artefacts"].get(target, {}).get("config", {}).get("signed_by")
+    if signer is None:
+        return {}
+    signed = {"signed_by": signer}
+    if run.is_current(target, config | signed):
+        return signed
+    mend = "sign the new one with 'pipeline package --sign'"
+    on_note(f"note: {target} was signed, and is out of date or another was ordered; {mend}")
+    return {}
 
 
 def _models(

@@ -32,7 +32,7 @@ C_SOURCES = """
 """
 NATIVE_PYTHON = """
 The runner in Python takes the library, or a runtime (`--runtime`), and reads PNG and JPEG. Once
-installed:
+installed$numpy:
 
     cd ~/.local/share/$prefix/current
     $interpreter bundle/runner.pyz doctor
@@ -44,8 +44,9 @@ draw on, at http://127.0.0.1:8080/, and answers programs there.
 """
 PAGE = "runner/serve/page"
 EPOCH = (1980, 1, 1, 0, 0, 0)  # zip's earliest date
+NUMPY = "sudo apt install python3-numpy"
 # How the zipapp starts. It must parse on every Python; the runner itself does not.
-START = """\
+START = f"""\
 import sys
 
 if sys.version_info[:2] < (3, 11):
@@ -53,6 +54,12 @@ if sys.version_info[:2] < (3, 11):
         "error: the runner needs Python 3.11 or newer, this is %d.%d; "
         "use Raspberry Pi OS bookworm or newer, or classify\\n" % sys.version_info[:2]
     )
+    sys.exit(4)
+try:
+    import numpy
+except ImportError as error:
+    reason = (str(error).splitlines() or ["it is broken"])[0]
+    sys.stderr.write("error: the runner needs NumPy (%s); run '{NUMPY}'\\n" % reason)
     sys.exit(4)
 
 from deploy.runner.__main__ import main
@@ -104,6 +111,8 @@ def readme(run: RunFolder, order: Order, folders: Sequence[str]) -> bytes:
         known |= {"hardware": order.place.target.hardware, "prefix": install_name(run)}
         # For C alone install.sh makes no environment: NumPy is the system's.
         known["interpreter"] = "venv/bin/python" if requirements else "python3"
+        of_system = not requirements or order.place.target.wheels == "armv7l"
+        known["numpy"] = f" (with NumPy: `{NUMPY}`)" if of_system else ""
         known["python"] = Template(python).substitute(known)
         return _filled("native-readme.md", known)
     c = C_SOURCES if folders else ""
@@ -129,6 +138,7 @@ def installer(run: RunFolder, place: Place, order: Order) -> bytes:
         "hardware": place.target.hardware,
         "requirements": names,
         "python": place.python,
+        "numpy": NUMPY,
         # Of this machine there is no other release to order.
         "releases": " ".join(f"{python}:{name}" for name, python in PYTHONS.items())
         if place.system

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import PurePosixPath
 from string import Template
 
@@ -109,12 +109,19 @@ def maintainer() -> str:
     return f"{person} <{address}>"
 
 
+def serial(run: RunFolder, names: Sequence[str]) -> str:
+    """When the last of what is packed was made, in digits: dpkg takes the higher version for the
+    newer one, and a hash says nothing of that.
+    """
+    return re.sub(r"\D", "", max(run.entry(name)["made"] for name in names))
+
+
 def outside(
-    run: RunFolder, order: Order, place: Place, contents: Mapping[str, bytes]
+    run: RunFolder, order: Order, place: Place, contents: Mapping[str, bytes], number: str
 ) -> dict[str, bytes | Link]:
     """By path what is outside of /opt; what dpkg reads is below DEBIAN/. `contents` are all files
-    of the bundle but its manifest and sums. Raises UsageError where Debian has no name for the
-    processor.
+    of the bundle but its manifest and sums, `number` is its `serial`. Raises UsageError where
+    Debian has no name for the processor.
     """
     architecture = ARCHITECTURES.get(place.target.wheels)
     if architecture is None:
@@ -128,7 +135,7 @@ def outside(
     known = {
         "name": name,
         "upper": name.upper(),
-        "version": f"{__version__}+{digest[:8]}",
+        "version": f"{__version__}+{number}.{digest[:8]}",
         "architecture": architecture,
         "maintainer": maintainer(),
         "kilobytes": str(-(-sum(len(content) for content in contents.values()) // 1024)),

@@ -59,7 +59,11 @@ def try_out(place: Place, classify: bytes) -> None:
         path.write_bytes(classify)
         path.chmod(0o755)
         done = subprocess.run(
-            [*command, str(path), "--selftest"], capture_output=True, text=True, check=False
+            [*command, str(path), "--selftest"],
+            capture_output=True,
+            text=True,
+            errors="replace",
+            check=False,
         )
     if done.returncode != 0:
         said = (done.stdout or done.stderr).strip().replace("\n", ", ")

@@ -124,7 +124,7 @@ def bundle_name(run: RunFolder, place: Place | None = None, kind: str = KINDS[0]
 
 
 def install_name(run: RunFolder) -> str:
-    """The name of the folder that install.sh makes: letters, digits, dots, dashes."""
+    """The name of the folder that install.sh makes: letters, digits, dots, dashes, "_"."""
     return re.sub(r"[^\w.-]+", "-", run.model, flags=re.ASCII)
 
 

@@ -18,7 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from ..errors import Missing, UsageError, unknown
-from ..verify.compiler import LIBRARY, PRODUCTS, PROGRAM, Sources, made
+from ..verify.compiler import LIBRARY, PRODUCTS, PROGRAM, Sources, compiler, made
 
 QEMU = Path(sys.prefix) / "qemu" / "usr" / "bin"  # where `make emulators` unpacks it
 MEND = "run 'make emulators'"
@@ -97,9 +97,11 @@ def cross_compiler(board: str, wanted: str | None = None) -> str:
         mends[GCC] = f"'sudo apt install gcc-{gcc[0].removesuffix('-gcc')}'"
     asked = [name for name in here if wanted in (None, name)]
     found = [name for name in asked if here[name]]
-    if not found or shutil.which("make") is None:
+    if not found:
         mend = " or ".join(mends[name] for name in asked)
-        raise Missing(f"{board}: there is no compiler for it, or no make", mend)
+        raise Missing(f"{board}: there is no compiler for it", mend)
+    if shutil.which("make") is None:
+        raise Missing(f"{board}: there is no make", "run 'sudo apt install make'")
     return found[0]
 
 
@@ -120,13 +122,18 @@ def compiled(folder: Path, board: str, target: str = PROGRAM, by: str | None = N
     )
 
 
-def version_of(board: str, by: str) -> str:
-    """One of COMPILERS by name and version, as it is here."""
+def version_of(board: str, by: str | None) -> str:
+    """One of COMPILERS by name and version, as it is here; without a board, this machine's own
+    compiler, or "" where there is none.
+    """
     if by == ZIG:
         return f"Zig {version('ziglang')}"
-    command = board_of(board).gcc[0]
-    done = subprocess.run([command, "-dumpfullversion"], capture_output=True, text=True, check=True)
-    return f"{command} {done.stdout.strip()}"
+    command = [board_of(board).gcc[0]] if board else compiler()
+    if command is None:
+        return ""
+    asked = [*command, "-dumpfullversion" if board else "--version"]
+    done = subprocess.run(asked, capture_output=True, text=True, errors="replace", check=False)
+    return " ".join([*command, *done.stdout.splitlines()[:1]])
 
 
 def cross_glibc(board: str) -> str:
