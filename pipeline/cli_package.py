@@ -85,22 +85,27 @@ def package(dry_run: bool, as_json: bool, **options: Any) -> None:
     order = order_of(options, target, options["system"])
     key = signing_key(options["sign"]) if options["sign"] is not None else None
     run = RunFolder.open(options["run_name"], dry_run)
+    name = bundle_name(run, order.place, order.kind)
+    before = run.record["artefacts"].get(name)
     made = package_run(run, order, key, on_note=say)
     if dry_run:
         show_plan(run, as_json)
         return
-    path = run.path / bundle_name(run, order.place, order.kind)
-    size = run.entry(path.name)["bytes"]
+    path = run.path / name
+    size = run.entry(name)["bytes"]
     if as_json:
         print_json({"run": run.name, "file": str(path), "made": made, "bytes": size})
         return
     click.echo(f"{path}  {size:,} bytes{'' if made else ' (unchanged)'}")
-    if "c" in order.formats and "c" not in run.entry(path.name)["config"]:
+    if made and before is not None and before["config"] != run.entry(name)["config"]:
+        say(f"note: it takes the place of another of this name, of {before['bytes']:,} bytes")
+    if "c" in order.formats and "c" not in run.entry(name)["config"]:
         say("note: C is not in it, since nothing compiled it for 'pipeline verify'; install gcc")
-    if order.kind == "deb":
-        say(f"next: copy it to the Pi, and there: sudo apt install ./{path.name}")
-    else:
-        say("next: copy it to the Pi, unpack it and follow its README.md")
+    there = "" if target == "host" else "copy it to the Pi, and there: "
+    deb = order.kind == "deb"
+    say(
+        f"next: {there}{f'sudo apt install ./{name}' if deb else 'unpack it, follow its README.md'}"
+    )
 
 
 def _check(file: Path, key: Path | None, as_json: bool) -> None:

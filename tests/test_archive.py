@@ -13,6 +13,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from click.testing import CliRunner
 from conftest import key_files
@@ -122,6 +123,22 @@ def test_a_flipped_bit_anywhere_is_found(packed: Path) -> None:
         except bundle.BadInput as error:
             assert str(packed) in str(error) and "\n" not in str(error)
     assert unnoticed == []
+
+
+def test_the_file_in_which_a_bit_is_flipped_is_named(tmp_path: Path) -> None:
+    random = np.random.default_rng(0)
+    contents = {name: random.bytes(5000) for name in ("a", "b", "c")}
+    sums = "".join(f"{bundle.sha256(content)}  {name}\n" for name, content in contents.items())
+    intact = archive("it", contents | {bundle.SUMS: sums.encode()})
+    for name, part in (("a", 0.2), ("b", 0.5), ("c", 0.8)):
+        damaged = bytearray(intact)
+        damaged[int(part * len(intact))] ^= 1
+        (tmp_path / "f.tar.gz").write_bytes(damaged)
+        with pytest.raises(bundle.BadInput, match=f"damaged or cut off, in it/{name}"):
+            check_archive(tmp_path / "f.tar.gz")
+    (tmp_path / "f.tar.gz").write_bytes(intact[: len(intact) // 2])
+    with pytest.raises(bundle.BadInput, match="in it/b"):
+        check_archive(tmp_path / "f.tar.gz")
 
 
 @pytest.mark.parametrize("kept", [0, 1, 9, 70, 200, -1000, -100, -1])

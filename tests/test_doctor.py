@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from test_runner import MODEL, bundle_contents, golden, runner, write
 
-from deploy.runner.apart import Choice
+from deploy.runner.apart import Answer, Choice
 from deploy.runner.bundle import Bundle
-from deploy.runner.doctor import FINE, NOTE, WRONG, Finding, examine, exit_code
+from deploy.runner.doctor import FINE, NOTE, WRONG, Finding, examine, exit_code, mend_of
 from deploy.runner.sweep import Row, recommended, thread_counts
 
 HERE = "onnxruntime"
@@ -86,6 +86,18 @@ def test_a_missing_runtime_is_installed_from_the_wheels_of_the_bundle(tmp_path: 
     assert f"pip install --require-hashes --no-deps --no-index --find-links {folder}/wheels -r" in (
         done.stdout
     )
+
+
+def test_a_runtime_of_numpy_1_has_an_environment_of_its_own(tmp_path: Path) -> None:
+    (tmp_path / "requirements-tflite-runtime.txt").touch()
+    (tmp_path / "requirements-litert.txt").touch()
+    bundle = Bundle(tmp_path, {})
+    for runtime, lack in (("tflite-runtime", "not installed"), ("tflite-runtime", "does not fit")):
+        mend = mend_of(bundle, runtime, Answer(None, f"{runtime}: {lack}"))
+        assert mend.startswith("python3 -m venv ~/tflite-runtime && ~/tflite-runtime/bin/python")
+        assert mend.endswith(f"--require-hashes --no-deps -r {tmp_path}/requirements-{runtime}.txt")
+    mend = mend_of(bundle, "litert", Answer(None, "litert: not installed"))
+    assert mend.startswith(f"{sys.executable} -m pip install --require-hashes")
 
 
 def test_a_runtime_that_computes_something_else_is_wrong(tmp_path: Path) -> None:

@@ -52,7 +52,10 @@ REFUSED: dict[str, tuple[list[str], str]] = {
     "system": (["--target", "pi-4", "--os", "jessie"], "known: bookworm, trixie"),
     "host": (["--target", "host", "--os", "trixie"], "leave it out"),
     "system of nothing": (["--os", "trixie"], "belong to a --target"),
-    "wheels of nothing": (["--target", "pi-zero", "--wheelhouse"], "C needs no wheels"),
+    "wheels of nothing": (
+        ["--target", "pi-zero", "--wheelhouse"],
+        "no runtime has a wheel for pi-zero",
+    ),
     "C of nothing": (["--runtime", "c"], "give --target"),
     "runtime": (["--runtime", "tensorrt"], "unknown runtime 'tensorrt'"),
     "format": (["--target", "host", "--format", "rpm"], "known: tar.gz, deb"),

@@ -17,6 +17,7 @@ import numpy as np
 
 from . import camera
 from .apart import Answer, choices, run_apart
+from .backends import BACKENDS
 from .bundle import Bundle
 from .selftest import unit
 
@@ -140,7 +141,7 @@ def _runtimes(bundle: Bundle) -> Iterator[Finding]:
         answer = run_apart(bundle, "selftest", choice)
         if answer.document is None:
             found, _, mend = answer.reason.partition("; ")
-            yield Finding(what, NOTE, found, _mend(bundle, choice.runtime, answer) or mend)
+            yield Finding(what, NOTE, found, mend_of(bundle, choice.runtime, answer) or mend)
             continue
         (result,) = answer.document
         largest = f"{result['largest']:.3g} {unit(choice.precision)}"
@@ -151,15 +152,21 @@ def _runtimes(bundle: Bundle) -> Iterator[Finding]:
             yield Finding(what, WRONG, found, f"do not use --runtime {choice.runtime} here")
 
 
-def _mend(bundle: Bundle, runtime: str, answer: Answer) -> str:
+def mend_of(bundle: Bundle, runtime: str, answer: Answer) -> str:
     """What mends a runtime that gives no answer, "" where its own message says so."""
     if runtime == "c":
         return "make the bundle with the --target of this board"
     file = bundle.folder / f"requirements-{runtime}.txt"
     if answer.crashed:
         return f"do not use --runtime {runtime} here"
-    if "not installed" not in answer.reason or not file.is_file():
+    lacking = any(lack in answer.reason for lack in ("not installed", "not fit"))
+    if not lacking or not file.is_file():
         return ""
+    python, first = sys.executable, ""
+    if "numpy<2" in BACKENDS[runtime].PIP and int(np.__version__.partition(".")[0]) > 1:
+        # Here it would take away the NumPy that the others need.
+        python = f"~/{runtime}/bin/python"
+        first = f"python3 -m venv ~/{runtime} && "
     wheels = bundle.folder / "wheels"
     offline = f"--no-index --find-links {wheels} " if wheels.is_dir() else ""
-    return f"{sys.executable} -m pip install --require-hashes --no-deps {offline}-r {file}"
+    return f"{first}{python} -m pip install --require-hashes --no-deps {offline}-r {file}"

@@ -34,6 +34,7 @@ AR = b"!<arch>\n"
 OPT, DEBIAN = "opt/", "DEBIAN/"
 VERSION = b"2.0\n"  # of the format of .deb
 MEND = "copy the bundle again"
+FEW = 64  # bytes that are unpacked at once, since all of them are lost where one is damaged
 
 
 @dataclass(frozen=True)
@@ -86,13 +87,15 @@ def read_archive(path: Path) -> tuple[dict[str, Any], dict[str, bytes]]:
     try:
         packed = path.read_bytes()
     except OSError as error:
-        raise Missing(f"{path}: cannot be read ({error.strerror})") from error
+        raise Missing(
+            f"{path}: cannot be read ({error.strerror})", "name a bundle, a .tar.gz or a .deb"
+        ) from error
     if not packed:
         raise BadInput(f"{path}: the file is empty", MEND)
     try:
         found = _opened_deb(packed) if packed.startswith(AR[:4]) else _opened_tar(packed)
     except (OSError, EOFError, tarfile.TarError, zlib.error, ValueError) as error:
-        raise BadInput(f"{path}: not a bundle ({error})", MEND) from error
+        raise BadInput(f"{path}: not a bundle that is whole ({error})", MEND) from error
     contents = found.contents
     manifest = bundle.check(contents.__getitem__, set(contents), str(path))
     known = {*manifest["files"], bundle.MANIFEST, bundle.SUMS, bundle.SIGNATURE}
@@ -231,8 +234,38 @@ def _unzipped(packed: bytes, name: str) -> bytes:
     if not packed.startswith(GZIP_HEADER):
         raise ValueError(f"{name} does not begin as a bundle does")
     if hashlib.sha256(packed[start + 32 :]).digest() != packed[start : start + 32]:
-        raise ValueError(f"{name} is damaged or cut off")
+        raise ValueError(f"{name} is damaged or cut off, {_where(packed[start + 32 :])}")
     return gzip.decompress(packed)
+
+
+def _where(body: bytes) -> str:
+    """The file in which damage shows first: what there is of it is not what SHA256SUMS says, or
+    nothing can be read after it.
+    """
+    inflater, tar = zlib.decompressobj(-zlib.MAX_WBITS), bytearray()
+    try:
+        for start in range(0, len(body), FEW):
+            tar += inflater.decompress(body[start : start + FEW])
+    except zlib.error:
+        pass
+    sums: dict[str, str] = {}
+    position, name = 0, "its first file"
+    while any(tar[position : position + tarfile.BLOCKSIZE]):
+        try:
+            header = tar[position : position + tarfile.BLOCKSIZE]
+            member = tarfile.TarInfo.frombuf(bytes(header), "utf-8", "replace")
+        except tarfile.HeaderError:
+            return f"after {name}"
+        start = position + tarfile.BLOCKSIZE
+        content, name = bytes(tar[start : start + member.size]), member.name
+        _, _, inner = name.removeprefix(f"./{OPT}").partition("/")
+        if sums.get(inner, bundle.sha256(content)) != bundle.sha256(content):
+            return f"in {name}"
+        if inner == bundle.SUMS:
+            lines = content.decode(errors="replace").splitlines()
+            sums = {line[66:]: line[:64] for line in lines}
+        position = start + -(-member.size // tarfile.BLOCKSIZE) * tarfile.BLOCKSIZE
+    return f"in or after {name}"
 
 
 def _ar(members: Mapping[str, bytes]) -> bytes:

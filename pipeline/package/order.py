@@ -13,7 +13,7 @@ from ..errors import UsageError, unknown
 from ..precisions import FORMATS, USUAL, artefacts, refuse_without_file
 from ..run_folder import RunFolder
 from .archive import KINDS
-from .targets import TARGETS, Place, place_of
+from .targets import DEFAULT, TARGETS, Place, place_of
 from .toolchain import cross_compiler
 
 PACKED = ("onnx", "tflite")  # what a runtime reads as it is
@@ -65,7 +65,14 @@ class Order:
                 "C alone is compiled for a target", f"give --target, one of {', '.join(TARGETS)}"
             )
         if wheels and not set(formats) & set(PACKED):
-            raise UsageError("--wheelhouse without a runtime: C needs no wheels", "leave it out")
+            if runtimes or place is None:
+                raise UsageError(
+                    "--wheelhouse without a runtime: C needs no wheels", "leave it out"
+                )
+            older = "" if place.system in ("", DEFAULT) else f", or give --os {DEFAULT}"
+            raise UsageError(
+                f"--wheelhouse: no runtime has a wheel for {place.label}", f"leave it out{older}"
+            )
         if kind == "deb" and "c" not in formats:
             raise UsageError(
                 "--format deb without C: what dpkg installs must run at once", "add c to --runtime"
