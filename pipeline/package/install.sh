@@ -198,10 +198,10 @@ if [ -z "$$same" ]; then
             --require-hashes --no-deps $$offline --requirement "requirements-$$runtime.txt" 2>&1) ||
             stopped "$$said" 4 "pip installs no $$runtime ($$(printf '%s\n' "$$said" | grep -m1 ERROR || printf '%s\n' "$$said" | tail -n1))" \
                 "see to the network, or make the bundle with --wheelhouse"
-        "$$files/venv/bin/python" -I -c 'import numpy' 2>/dev/null ||
-            fail 4 "there is no NumPy" "run '$numpy', or give --no-python"
     fi
     if ! tested "$$files"; then
+        [ -z "$$runtime" ] || "$$files/venv/bin/python" -I -c 'import numpy' 2>/dev/null ||
+            fail 4 "there is no NumPy" "run '$numpy', or give --no-python"
         last=$$(printf '%s\n' "$$said" | tail -n1)
         fail 1 "the selftest failed here$${last:+ ($$last)}" "nothing was installed"
     fi
