@@ -176,6 +176,7 @@ def _models(
             refuse_newer(model, contents[model])
     shipped = {model: model for model in models}
     if order.place is not None and order.is_native:
+        on_note(f"compiling C for {order.place.name}")
         native = native_files(run, order.place, order.in_c, order.compiler)
         try:
             try_out(order.place, native[CLASSIFY])
