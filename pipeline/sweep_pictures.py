@@ -6,6 +6,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from .files import replacing
 from .study import PICTURES, Sweep
@@ -56,7 +57,8 @@ def draw_history(axes: Axes, result: Sweep) -> None:
     for trial in whole:
         best.append(max([100 * (trial.validation_accuracy or 0), *best[-1:]]))
     axes.step([t.number for t in whole], best, where="post", label="best so far")
-    axes.set(xlabel="trial", ylabel="best accuracy on validation images (%)")
+    axes.set(xlabel="trial", ylabel="validation accuracy (%)")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend()
     axes.grid(alpha=0.3)
 
@@ -66,4 +68,4 @@ def draw_importance(axes: Axes, result: Sweep) -> None:
     shares = sorted(result.importance.items(), key=lambda item: item[1])
     bars = axes.barh([name.replace("_", " ") for name, _ in shares], [100 * s for _, s in shares])
     axes.bar_label(bars, fmt="%.0f", padding=3)
-    axes.set(xlabel="part of the variance over whole trials (%)", xlim=(0, 105))
+    axes.set(xlabel="part of the variance (%)", xlim=(0, 105))
