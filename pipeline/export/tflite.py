@@ -20,7 +20,7 @@ from deploy.runner.quiet import quiet
 from ..errors import BadInput, first_line
 from ..precisions import SMALL_WEIGHTS
 from ..program import aten, constant, decomposed, fold, unpacked
-from .tflite_weights import store_small
+from .tflite_weights import repacked
 
 POOLINGS = {aten.max_pool2d.default, aten.max_pool2d_with_indices.default, aten.avg_pool2d.default}
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the same file every time
@@ -63,7 +63,7 @@ def export(
         ) from error
     try:
         if contract.precision in SMALL_WEIGHTS:
-            path.write_bytes(store_small(path.read_bytes(), contract.precision))
+            path.write_bytes(repacked(path.read_bytes(), contract.precision))
         _check_shapes(module, contract, path)
     except BadInput:
         path.unlink()

@@ -22,7 +22,7 @@ WEIGHTED = {"CONV_2D": 0, "DEPTHWISE_CONV_2D": 3, "FULLY_CONNECTED": None}
 NEAR = 4  # float32 numbers on either side of max |W| / 127 among which a scale is looked for
 
 
-def store_small(content: bytes, precision: str) -> bytes:
+def repacked(content: bytes, precision: str) -> bytes:
     """The file with its weights, which are halves or int8 times a scale, stored as such.
 
     No value changes. Raises BadInput where a weight is neither.
