@@ -137,6 +137,7 @@ def test_a_deb_is_the_same_bytes_again_and_follows_its_options(
 
 
 @needs_dpkg
+@pytest.mark.slow
 def test_the_deb_of_a_later_export_has_the_higher_version(
     make: Make, runs: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -163,7 +164,7 @@ def test_the_deb_of_a_later_export_has_the_higher_version(
 def test_a_processor_that_debian_has_no_name_for_is_refused(
     make: Make, cli: Cli, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pipeline.package.debian.ARCHITECTURES", {})
+    monkeypatch.setattr("pipeline.package.order.ARCHITECTURES", {})
     options = ["--runtime", "c", "--precision", "int8"]
     done = cli("package", "--target", "host", "--format", "deb", *options)
     assert done.returncode == 2

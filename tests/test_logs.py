@@ -100,6 +100,7 @@ def test_events_without_their_package(run: RunFolder, monkeypatch: pytest.Monkey
     assert not run.path.exists()
 
 
+@pytest.mark.slow
 def test_the_option_writes_events(tmp_path: Path) -> None:
     done = pipeline("train", "--epochs", "1", "--tensorboard", "--run", "a", runs=tmp_path)
     assert done.returncode == 0, done.stderr

@@ -41,6 +41,7 @@ def test_a_second_run_skips_every_stage_and_says_so(cli: Cli) -> None:
     assert again.stderr.count("skipped, nothing has changed") == 7
 
 
+@pytest.mark.slow
 def test_exports_are_byte_identical_when_made_again(cli: Cli, runs: Path) -> None:
     names = [name for name in ARTEFACTS if not name.endswith(".pt2")]
     before = {name: (runs / "small" / name).read_bytes() for name in names}
@@ -198,6 +199,7 @@ def test_describe_prints_the_lectures_figures(cli: Cli) -> None:
     assert "416,520" in cli("describe").stdout
 
 
+@pytest.mark.slow
 def test_export_after_train_needs_nothing_more(tmp_path: Path) -> None:
     options = ["--model", "mlp", "--epochs", "1"]
     assert pipeline("train", *options, runs=tmp_path).returncode == 0

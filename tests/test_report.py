@@ -160,6 +160,7 @@ def test_a_model_card_says_the_same(cli: Cli, runs: Path, facts: Any) -> None:
     assert "{{" not in card and "\n\n\n" not in card
 
 
+@pytest.mark.slow
 def test_the_same_run_gives_the_same_page(trained: Path, cli: Cli, runs: Path) -> None:
     assert cli("report").returncode == 0
     again = (runs / "small" / "report.html").read_bytes()
@@ -206,6 +207,7 @@ def test_bench_refuses_what_it_cannot_time(cli: Cli) -> None:
     assert done.returncode == 4 and "run 'pipeline verify'" in done.stderr
 
 
+@pytest.mark.slow
 def test_bench_times_c_too_and_leaves_the_bundles_alone(cli: Cli, runs: Path, packed: Path) -> None:
     before = {path.name for path in (runs / "small").iterdir()}
     done = cli("bench", "--count", "20", "--json")
@@ -274,6 +276,7 @@ def study_of(run: RunFolder, folder: Path, **other: Any) -> None:
     (folder / "sweep.json").write_text(json.dumps(document))
 
 
+@pytest.mark.slow
 def test_it_shows_the_studies_of_its_network_and_data(cli: Cli, runs: Path) -> None:
     run = RunFolder.open("small")
     assert cli("run", *WHOLE, "--dry-run").stdout.count("unchanged") > 5

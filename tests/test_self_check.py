@@ -96,6 +96,7 @@ def test_the_counts_add_up(report: dict[str, Any]) -> None:
 
 
 @pytest.mark.usefixtures("few")
+@pytest.mark.slow
 def test_a_verifier_that_finds_nothing_is_noticed(
     run: RunFolder, monkeypatch: pytest.MonkeyPatch
 ) -> None:

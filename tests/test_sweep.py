@@ -221,6 +221,7 @@ def test_a_sweep_without_optuna(runs: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert "pi-pipeline[sweep]" in one_line(done.stderr)
 
 
+@pytest.mark.slow
 def test_a_sweep_in_a_process_of_its_own(tmp_path: Path) -> None:
     options = ["--model", "mlp", "--epochs", "2", "--trials", "2", "--study", "small"]
     done = pipeline("sweep", *options, runs=tmp_path)

@@ -241,6 +241,7 @@ def test_a_file_that_is_replaced_by_a_wrong_one_fails_and_the_layer_is_named(
 @pytest.mark.parametrize(
     ("kind", "name"), [("fp32.onnx", "channel permutation"), ("int8.onnx", "one tap")]
 )
+@pytest.mark.slow
 def test_a_wrong_onnx_file_is_not_believed_though_the_reference_is_read_from_it(
     name: str, kind: str, runs: Path, shipped_only: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -348,6 +349,7 @@ def test_scores_that_are_no_numbers_are_a_failure_and_still_json(
 
 
 @pytest.mark.parametrize("kind", ["fp32.onnx", "int8.tflite"])
+@pytest.mark.slow
 def test_more_threads_that_compute_something_else_are_a_failure(
     kind: str, runs: Path, shipped_only: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -22,7 +22,7 @@ from .archive import DEBIAN, Link, zipped
 from .native import CLASSIFY
 from .order import Order, package_name
 from .service import service
-from .targets import ARCHITECTURES, TARGETS, Place
+from .targets import ARCHITECTURES, Place
 
 MAINTAINER = ("DEBFULLNAME", "DEBEMAIL")
 NOBODY = "pi-pipeline", "nobody@pi-pipeline.invalid"
@@ -120,15 +120,8 @@ def outside(
     run: RunFolder, order: Order, place: Place, contents: Mapping[str, bytes], number: str
 ) -> dict[str, bytes | Link]:
     """By path what is outside of /opt; what dpkg reads is below DEBIAN/. `contents` are all files
-    of the bundle but its manifest and sums, `number` is its `serial`. Raises UsageError where
-    Debian has no name for the processor.
+    of the bundle but its manifest and sums, `number` is its `serial`.
     """
-    architecture = ARCHITECTURES.get(place.target.wheels)
-    if architecture is None:
-        raise UsageError(
-            f"{place.name}: no Debian architecture is known for {place.target.wheels}",
-            f"give --format tar.gz, or --target {', '.join(n for n in TARGETS if n != 'host')}",
-        )
     name = package_name(run)
     digest = sha256("".join(sha256(contents[key]) for key in sorted(contents)).encode())
     labels = ", ".join(" ".join(label.split()) for label in run.training["labels"])
@@ -136,7 +129,7 @@ def outside(
         "name": name,
         "upper": name.upper(),
         "version": f"{__version__}+{number}.{digest[:8]}",
-        "architecture": architecture,
+        "architecture": ARCHITECTURES[place.target.wheels],
         "maintainer": maintainer(),
         "kilobytes": str(-(-sum(len(content) for content in contents.values()) // 1024)),
         "depends": _depends(contents),

@@ -13,7 +13,7 @@ from ..errors import UsageError, unknown
 from ..precisions import FORMATS, USUAL, artefacts, refuse_without_file
 from ..run_folder import RunFolder
 from .archive import KINDS
-from .targets import DEFAULT, TARGETS, Place, place_of
+from .targets import ARCHITECTURES, DEFAULT, TARGETS, Place, place_of
 from .toolchain import cross_compiler
 
 PACKED = ("onnx", "tflite")  # what a runtime reads as it is
@@ -76,6 +76,11 @@ class Order:
         if kind == "deb" and "c" not in formats:
             raise UsageError(
                 "--format deb without C: what dpkg installs must run at once", "add c to --runtime"
+            )
+        if kind == "deb" and place is not None and place.target.wheels not in ARCHITECTURES:
+            raise UsageError(
+                f"{place.name}: no Debian architecture is known for {place.target.wheels}",
+                f"give --format tar.gz, or --target {', '.join(n for n in TARGETS if n != 'host')}",
             )
         refuse_without_file(formats, precisions)
         if compiler is not None and not (place and place.target.board and "c" in formats):

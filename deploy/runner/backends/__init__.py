@@ -93,7 +93,7 @@ def open_session(runtime: str, path: Path, threads: int = 1, kernels: str | None
         ) from error
     except (AttributeError, SystemError) as error:  # '_ARRAY_API not found': built for another one
         raise Missing(
-            f"{runtime}: does not fit this NumPy {np.__version__}",
+            f"{runtime}: does not fit this NumPy {np.__version__} ({error.__cause__ or error})",
             f"in an environment of its own: pip install {backend.PIP}",
         ) from error
     except (ValueError, RuntimeError) as error:
