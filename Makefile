@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TORCH := $(shell grep '^torch==' constraints.txt)
 
-.PHONY: demo install emulators test test-slow lint bench results docs pictures clean
+.PHONY: demo install emulators test test-slow test-emulated lint bench results docs pictures clean
 
 demo: install
 	$(BIN)/pipeline run
@@ -59,6 +59,10 @@ test: install
 
 test-slow: install
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'slow or emulated or browser' --numprocesses 2 --dist loadfile
+
+# The part of them that needs QEMU: every bundle on its boards.
+test-emulated: install emulators
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m emulated --numprocesses 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff format --check .

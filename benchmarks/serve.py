@@ -1,6 +1,7 @@
 """`runner serve` on loopback: requests a second, latency and memory, by request and clients.
 
 The clients run on the same processors, in Python: what it says is the least that the server does.
+With `--soak` it asks for that many answers to one input and prints the memory after every tenth.
 """
 
 from __future__ import annotations
@@ -70,16 +71,41 @@ def load(
     return len(times) / elapsed, times
 
 
-def peak_mb(process: int) -> float:
-    """The greatest resident memory of a process so far (proc(5), VmHWM)."""
+def memory_mb(process: int, which: str) -> float:
+    """Resident memory of a process (proc(5)): VmRSS, or VmHWM, the greatest so far."""
     lines = Path(f"/proc/{process}/status").read_text().splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+    return next(int(line.split()[1]) for line in lines if line.startswith(which)) / 1024
+
+
+def soak(port: int, process: int, asked: tuple[str, str, str, bytes], count: int) -> None:
+    """Ask `count` times in all, by several clients, and print what memory the server has."""
+    print(f"{'requests':>10}{'requests/s':>12}{'p99 ms':>9}{'MB':>8}{'peak MB':>9}")
+    for part in range(1, 11):
+        rate, times = load(port, asked, CLIENTS[1], count // 10)
+        now, peak = (memory_mb(process, which) for which in ("VmRSS", "VmHWM"))
+        p99 = np.percentile(times, 99)
+        done = part * (count // 10)
+        print(f"{done:10,}{rate:12.0f}{p99:9.1f}{now:8.1f}{peak:9.1f}", flush=True)
+
+
+def table(
+    port: int, process: int, asked: dict[str, tuple[str, str, str, bytes]], count: int
+) -> None:
+    """One row for each request and number of clients."""
+    print(f"{'asked':16}{'clients':>8}{'requests/s':>12}{'p50 ms':>9}{'p99 ms':>9}{'peak MB':>9}")
+    for name, request in asked.items():
+        for clients in CLIENTS:
+            rate, times = load(port, request, clients, count)
+            p50, p99 = np.percentile(times, [50, 99])
+            memory = memory_mb(process, "VmHWM")
+            print(f"{name:16}{clients:8}{rate:12.0f}{p50:9.1f}{p99:9.1f}{memory:9.0f}")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("bundle", type=Path, help="an unpacked bundle")
     parser.add_argument("--count", type=int, default=2000, help="requests each (default 2000)")
+    parser.add_argument("--soak", type=int, metavar="COUNT", help="one input, so many times")
     args = parser.parse_args()
     command = [sys.executable, str(args.bundle / "runner.pyz"), "serve", "--port", "0", "--json"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
@@ -93,15 +119,11 @@ def main() -> None:
         health = json.loads(connection.getresponse().read())
         connection.close()
         print(f"{health['model']} {health['precision']}, {health['runtime']}")
-        print(
-            f"{'asked':16}{'clients':>8}{'requests/s':>12}{'p50 ms':>9}{'p99 ms':>9}{'peak MB':>9}"
-        )
-        for name, asked in requests_of(health["input_shape"]).items():
-            for clients in CLIENTS:
-                rate, times = load(port, asked, clients, args.count)
-                p50, p99 = np.percentile(times, [50, 99])
-                memory = peak_mb(server.pid)
-                print(f"{name:16}{clients:8}{rate:12.0f}{p50:9.1f}{p99:9.1f}{memory:9.0f}")
+        asked = requests_of(health["input_shape"])
+        if args.soak:
+            soak(port, server.pid, asked["raw input"], args.soak)
+        else:
+            table(port, server.pid, asked, args.count)
         server.terminate()
         if server.wait() != 0:
             sys.exit(f"the server ended with {server.returncode}")
