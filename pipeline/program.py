@@ -80,6 +80,9 @@ TRANSPARENT = {
     aten.sym_size.int,
 }
 
+# What makes float32 of weights with fewer bits.
+UNPACKING = {aten.to.dtype, decomposed.dequantize_per_channel.default}
+
 
 @dataclass(frozen=True)
 class Tap:
@@ -185,8 +188,7 @@ def fixed_nodes(module: fx.GraphModule) -> dict[fx.Node, None]:
 def unpacked(module: fx.GraphModule) -> fx.GraphModule:
     """A copy of a float program whose small weights are the float32 numbers they stand for."""
     module = copy.deepcopy(module)
-    computed = [node for node in fixed_nodes(module) if node.op == "call_function"]
-    fold(module, computed)
+    fold(module, [node for node in fixed_nodes(module) if node.target in UNPACKING])
     return module
 
 
