@@ -26,7 +26,7 @@ NEW = ("--os", "trixie", "--runtime", "c,onnx", "--wheelhouse")  # for Python 3.
 Bundle = Callable[[tuple[str, ...], Path], str]
 pytestmark = [
     pytest.mark.emulated,
-    pytest.mark.timeout(1200),  # the first test of a board packs and installs
+    pytest.mark.timeout(1800),  # the first test of a board packs and installs
     pytest.mark.skipif(
         importlib.util.find_spec("ziglang") is None, reason="no ziglang: run 'make emulators'"
     ),
