@@ -134,7 +134,7 @@ def test_a_killed_worker_ends_the_job_and_resume_goes_on(tmp_path: Path, rank: i
     metrics = tmp_path / "cut" / "metrics.jsonl"
     when(lambda: metrics.is_file() and len(metrics.read_text().splitlines()) >= 2, job)
     os.kill(worker(job.pid, rank), signal.SIGKILL)
-    out, err = job.communicate(timeout=60)
+    out, err = job.communicate(timeout=300)
     assert job.returncode != 0
     (line,) = errors(err)
     assert "killed or lost" in line
@@ -155,7 +155,7 @@ def test_from_one_process_to_two_and_back(tmp_path: Path) -> None:
     def interrupted(job: subprocess.Popen[str], goal: int) -> str:
         when(lambda: epochs() >= goal, job)
         job.send_signal(signal.SIGINT)
-        stderr = job.communicate(timeout=60)[1]
+        stderr = job.communicate(timeout=300)[1]
         assert job.returncode != 0
         (line,) = errors(stderr)
         assert "'pipeline train --resume --run a'" in line
