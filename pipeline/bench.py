@@ -21,11 +21,11 @@ from .run_folder import RunFolder
 from .verify import REPORT
 from .verify.compiler import compiler
 from .verify.remote import tflite_runtime_python
+from .verify.runtimes import ELSEWHERE
 
 BENCH = "bench.json"
 HOST = "host"
 INFERENCES = 1000
-TFLITE_RUNTIME = "tflite-runtime"
 
 
 def bench_run(
@@ -54,10 +54,10 @@ def bench_run(
             files.extractall(work, filter="data")
         bundle = Bundle.open(work / name.removesuffix(".tar.gz"))
         elsewhere = tflite_runtime_python()
-        pythons = {} if elsewhere is None else {TFLITE_RUNTIME: str(elsewhere)}
+        pythons = {} if elsewhere is None else dict.fromkeys(ELSEWHERE, str(elsewhere))
         rows = sweep(bundle, None, None, None, count, on_row, pythons)
         # Where no environment was made for it, it has no wheel: nothing here would mend that.
-        rows = [row for row in rows if row.timing or row.choice.runtime != TFLITE_RUNTIME]
+        rows = [row for row in rows if row.timing or row.choice.runtime not in ELSEWHERE]
         card = model_card(bundle, rows)
         models = list(copy.entry(name)["inputs"])
     run.commit_json(BENCH, card, bench_config(order, count), models)
@@ -72,9 +72,7 @@ def bench_config(order: Order, count: int = INFERENCES) -> dict[str, Any]:
 
 def _order(run: RunFolder) -> Order:
     """All of the run's verified files that can be timed here."""
-    known = run.record["artefacts"]
-    judged = known[REPORT]["inputs"] if REPORT in known else ()
-    made = [name for name in known if name in judged]
+    made = run.record["artefacts"].get(REPORT, {}).get("inputs", {})
     precisions = [
         precision
         for precision in PRECISIONS

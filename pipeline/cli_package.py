@@ -104,7 +104,8 @@ def package(dry_run: bool, as_json: bool, **options: Any) -> None:
     there = "" if target == "host" else "copy it to the Pi, and there: "
     deb = order.kind == "deb"
     say(
-        f"next: {there}{f'sudo apt install ./{name}' if deb else 'unpack it, follow its README.md'}"
+        f"next: {there}"
+        + (f"sudo apt install ./{name}" if deb else "unpack it, follow its README.md")
     )
 
 

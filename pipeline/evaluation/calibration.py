@@ -99,12 +99,12 @@ def calibrate_run(run: RunFolder) -> dict[str, Any]:
     report: dict[str, Any] = {}
     images, truth = dataset.validation.images, dataset.validation.labels
     names = {precision: run.artefact(precision, "pt2") for precision in PRECISIONS}
-    made = {"fp32", *(p for p, name in names.items() if name in run.record["artefacts"])}
-    names = {precision: name for precision, name in names.items() if precision in made}
-    paths = {precision: run.need(name) for precision, name in names.items()}
+    made = {"fp32": names["fp32"]}
+    made |= {p: name for p, name in names.items() if name in run.record["artefacts"]}
+    paths = {precision: run.need(name) for precision, name in made.items()}
     if not run.wants(CALIBRATION):
         return {}
-    for precision, name in names.items():
+    for precision, name in made.items():
         module = program.load(paths[precision])
         if contract_of(run, module, precision).scores != "logits":
             raise BadInput(
@@ -127,5 +127,5 @@ def calibrate_run(run: RunFolder) -> dict[str, Any]:
         )
         report[precision] = {"temperature": temperature, "before": before, "after": after}
     facts = {precision: row["temperature"] for precision, row in report.items()}
-    run.commit_json(CALIBRATION, report, {"pipeline": __version__}, list(names.values()), facts)
+    run.commit_json(CALIBRATION, report, {"pipeline": __version__}, list(made.values()), facts)
     return report

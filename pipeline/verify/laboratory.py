@@ -23,7 +23,16 @@ from .merged import head
 from .onnx_file import OnnxFile
 from .report import fingerprint
 from .runtimes import JUDGED, VARIED, Configuration, Runtimes, kind_of, lacks, run_all
-from .subject import LayeredFile, Subject, isolate, judged_of, observe, reference_chain, verdicts_of
+from .subject import (
+    LayeredFile,
+    Subject,
+    isolate,
+    judged_of,
+    observe,
+    reference_chain,
+    stepped_of,
+    verdicts_of,
+)
 from .tflite_file import TfliteFile
 
 Array = npt.NDArray[Any]
@@ -154,19 +163,18 @@ class Laboratory:
             chains: dict[frozenset[str], dict[str, Any]] = {}
             memo = Memo()
             for entry in opened:
-                if entry.subject.error is None:
-                    with _failures_of(entry.subject):
-                        stepped = {
-                            v.layer.name: v.layer for v in entry.subject.layers if v.layer.stepped
-                        }
-                        if (key := frozenset(stepped)) not in chains:
-                            chains[key] = reference_chain(self.network, batch, stepped)
-                        chain = chains[key]
-                        final, found = entry.observe(batch)
-                        whole = entry.whole(batch)
-                        entry.outputs.append(whole)
-                        inside = (final, whole, found, start, memo)
-                        observe(entry.subject, self.network, batch, chain, *inside)
+                if entry.subject.error is not None:
+                    continue
+                stepped = stepped_of(verdict.layer for verdict in entry.subject.layers)
+                key = frozenset(stepped)
+                if key not in chains:
+                    chains[key] = reference_chain(self.network, batch, stepped)
+                with _failures_of(entry.subject):
+                    final, found = entry.observe(batch)
+                    whole = entry.whole(batch)
+                    entry.outputs.append(whole)
+                    inside = (final, whole, found, start, memo)
+                    observe(entry.subject, self.network, batch, chains[key], *inside)
 
     def _isolated(
         self, layered: list[tuple[Subject, LayeredFile, Configuration]], pixels: Array

@@ -46,6 +46,7 @@ from .subject import (
     judged_of,
     observe,
     reference_chain,
+    stepped_of,
     verdicts_of,
 )
 from .tflite_file import TfliteFile
@@ -180,8 +181,7 @@ class _File:
         self.quantization = session.outputs[0].quantization
         self.whole = self._feed(session)[0]
         self.chains = reference.chains
-        stepped = {n: layer for n, layer in self.layered.differing.items() if layer.stepped}
-        if stepped:
+        if stepped := stepped_of(self.layered.differing.values()):
             self.chains = chains_of(self.network, reference.pixels, stepped)
 
     def _layered(self, kind: str) -> OnnxFile | TfliteFile | CFile:

@@ -51,8 +51,7 @@ def asymmetric(x: Array) -> Bounded:
 
 def each_pixel(x: Array) -> Bounded:
     """N x C x H x W, asymmetric, each pixel with a step of its own."""
-    ends = x.min(axis=1, keepdims=True), x.max(axis=1, keepdims=True)
-    return _asymmetric(x, (np.minimum(ends[0], 0), np.maximum(ends[1], 0)))
+    return _asymmetric(x, _ends(x, x, (1,)))
 
 
 def _asymmetric(x: Array, ends: tuple[Array, Array]) -> Bounded:
@@ -72,9 +71,9 @@ def ways_of(x: Array) -> dict[str, Callable[[Array], Bounded]]:
     return ways | {"asymmetric each pixel": each_pixel} if x.ndim == 4 else ways
 
 
-def _ends(low: Array, high: Array) -> tuple[Array, Array]:
-    """Of each image, with zero between them; N x 1 ..."""
-    axes = tuple(range(1, low.ndim))
+def _ends(low: Array, high: Array, axes: tuple[int, ...] | None = None) -> tuple[Array, Array]:
+    """Over these axes, by default those of an image, with zero between them; the axes stay."""
+    axes = axes or tuple(range(1, low.ndim))
     least, most = low.min(axis=axes, keepdims=True), high.max(axis=axes, keepdims=True)
     return np.minimum(least, 0), np.maximum(most, 0)
 

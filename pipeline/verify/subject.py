@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Protocol
@@ -128,6 +128,11 @@ def verdicts_of(network: Network, differing: Mapping[str, Layer]) -> list[LayerV
 def judged_of(verdicts: Sequence[LayerVerdict]) -> list[LayerVerdict]:
     """Without those that are judged together with a later one."""
     return [verdict for verdict in verdicts if verdict.together is None]
+
+
+def stepped_of(layers: Iterable[Layer]) -> dict[str, Layer]:
+    """Those whose inputs the runtime quantizes by itself, by name."""
+    return {layer.name: layer for layer in layers if layer.stepped}
 
 
 def reference_chain(

@@ -19,6 +19,7 @@ from deploy.runner.backends import Session
 from deploy.runner.quiet import quiet
 
 from ..errors import BadInput, first_line
+from ..export.tflite_weights import WEIGHTED
 from .layers import IMAGE, Layer, align
 from .runtimes import Opener
 
@@ -51,7 +52,6 @@ KINDS = {
     "DIV": "div",
     "CONCATENATION": "concat",
 }
-WEIGHTED = {"CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED"}
 FLOAT32, INT8 = 0, 9  # of schema.fbs's TensorType
 SPATIAL = {"CONV_2D", "DEPTHWISE_CONV_2D", "MAX_POOL_2D", "AVERAGE_POOL_2D"}
 MOVING = {
