@@ -163,8 +163,9 @@ def test_a_model_card_says_the_same(cli: Cli, runs: Path, facts: Any) -> None:
 @pytest.mark.slow
 def test_the_same_run_gives_the_same_page(trained: Path, cli: Cli, runs: Path) -> None:
     assert cli("report").returncode == 0
-    again = (runs / "small" / "report.html").read_bytes()
-    assert again == (trained / "small" / "report.html").read_bytes()
+    once, again = ((base / "small" / "report.html").read_text() for base in (trained, runs))
+    lines = zip(once.splitlines(), again.splitlines(), strict=False)
+    assert [pair for pair in lines if pair[0] != pair[1]][:3] == [] and again == once
 
 
 def test_runs_are_put_side_by_side(cli: Cli) -> None:
