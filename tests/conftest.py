@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,15 @@ def pipeline(*arguments: str, runs: Path, **environment: str) -> subprocess.Comp
         env=os.environ | {"PIPELINE_RUNS_DIR": str(runs)} | environment,
         check=False,
     )
+
+
+def called(*arguments: str, runs: Path) -> subprocess.CompletedProcess[str]:
+    """The command line inside this process: torch is imported once, not each time."""
+    environment = {"PIPELINE_RUNS_DIR": str(runs), "PIPELINE_DEBUG": ""}
+    result = CliRunner().invoke(main, arguments, env=environment)
+    if result.exception is not None and not isinstance(result.exception, SystemExit):
+        raise result.exception
+    return subprocess.CompletedProcess(arguments, result.exit_code, result.stdout, result.stderr)
 
 
 @pytest.fixture(scope="session")
@@ -123,16 +133,6 @@ def runs(trained: Path, tmp_path: Path) -> Path:
 
 @pytest.fixture
 def cli(runs: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
-    """The command line on that copy, inside this process: torch is imported once, not each time."""
+    """`called` on that copy, which the test's own calls of the library mean, too."""
     monkeypatch.setenv("PIPELINE_RUNS_DIR", str(runs))
-    monkeypatch.setenv("PIPELINE_DEBUG", "")
-
-    def call(*arguments: str) -> subprocess.CompletedProcess[str]:
-        result = CliRunner().invoke(main, arguments)
-        if result.exception is not None and not isinstance(result.exception, SystemExit):
-            raise result.exception
-        return subprocess.CompletedProcess(
-            arguments, result.exit_code, result.stdout, result.stderr
-        )
-
-    return call
+    return partial(called, runs=runs)

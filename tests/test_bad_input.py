@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Cli, pipeline
+from conftest import Cli, called
 
 
 def one_line(stderr: str) -> str:
@@ -55,14 +55,14 @@ def test_what_cannot_be_done_is_said_in_one_line(
 
 
 def test_no_run_names_the_command_that_makes_one(tmp_path: Path) -> None:
-    done = pipeline("export", runs=tmp_path)
+    done = called("export", runs=tmp_path)
     assert done.returncode == 4
     assert "pipeline train" in one_line(done.stderr)
 
 
 def test_an_unwritable_runs_folder(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    done = pipeline("train", "--epochs", "1", runs=tmp_path / "file")
+    done = called("train", "--epochs", "1", runs=tmp_path / "file")
     assert done.returncode == 3
     assert "PIPELINE_RUNS_DIR" in one_line(done.stderr)
 
@@ -146,7 +146,7 @@ def test_a_bundle_that_is_none(content: bytes, cli: Cli, tmp_path: Path) -> None
 
 
 def test_diverging_training_says_what_to_change(tmp_path: Path) -> None:
-    done = pipeline("train", "--epochs", "1", "--lr", "1e30", runs=tmp_path)
+    done = called("train", "--epochs", "1", "--lr", "1e30", runs=tmp_path)
     assert done.returncode == 1
     assert "--lr" in one_line(done.stderr)
 

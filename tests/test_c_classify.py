@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-from conftest import pipeline
+from conftest import called
 from PIL import Image
 
 from deploy.runner.backends import open_with
@@ -31,7 +31,7 @@ def folder(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The C of the run `small` in int8, built."""
     place = tmp_path_factory.mktemp("built") / "c"
     file = trained / "small" / "lenet5-classic-int8.onnx"
-    done = pipeline("export", str(file), "--format", "c", "-o", str(place), runs=trained)
+    done = called("export", str(file), "--format", "c", "-o", str(place), runs=trained)
     assert done.returncode == 0, done.stderr
     command = ["make", "-s", "-j2", "classify", "CFLAGS=-O1"]
     subprocess.run(command, cwd=place, check=True)
@@ -264,7 +264,7 @@ def test_logits_are_divided_by_the_temperature(
     entry.value = contract.to_json()
     onnx.save(model, tmp_path / "warm.onnx")
     place = tmp_path / "c"
-    done = pipeline(
+    done = called(
         "export", str(tmp_path / "warm.onnx"), "--format", "c", "-o", str(place), runs=trained
     )
     assert done.returncode == 0, done.stderr

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import pipeline
+from conftest import called
 
 from pipeline.deployment import Deployed, Device, Installation, report_name
 from pipeline.deployment import deploy as run_deployment
@@ -133,7 +133,7 @@ def packed(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A runs folder in which the bundle is made already."""
     runs = tmp_path_factory.mktemp("deploy") / "runs"
     shutil.copytree(trained, runs)
-    done = pipeline("package", "--run", "small", *OF_C, runs=runs)
+    done = called("package", "--run", "small", *OF_C, runs=runs)
     assert done.returncode == 0, done.stderr
     return runs
 
@@ -142,7 +142,7 @@ OF_C = ["--target", "host", "--runtime", "c", "--precision", "int8"]
 
 
 def deploy(runs: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
-    return pipeline("deploy", "--run", "small", *OF_C, "--count", "20", *arguments, runs=runs)
+    return called("deploy", "--run", "small", *OF_C, "--count", "20", *arguments, runs=runs)
 
 
 class TestOneDevice:
@@ -174,7 +174,7 @@ class TestOneDevice:
     ) -> None:
         config = ssh_config(keys, {"kitchen": board()}, tmp_path)
         options = ["--runtime", "c", "--precision", "int8", "--count", "20"]
-        done = pipeline(
+        done = called(
             *["deploy", "kitchen", "--run", "small", *options, "--ssh-config", str(config)],
             runs=packed,
         )
@@ -337,7 +337,7 @@ def test_what_makes_no_sense_is_refused(trained: Path, arguments: list[str], wor
 
 
 def test_a_dry_run_asks_no_device(trained: Path) -> None:
-    done = pipeline("deploy", "kitchen", "--run", "small", "--dry-run", runs=trained)
+    done = called("deploy", "kitchen", "--run", "small", "--dry-run", runs=trained)
     assert done.returncode == 2 and "give --target" in done.stderr
 
 
@@ -579,7 +579,7 @@ def test_an_inventory_is_printed_as_a_playbook(trained: Path, tmp_path: Path) ->
 def test_devices_of_two_releases_get_a_bundle_each(trained: Path, tmp_path: Path) -> None:
     (tmp_path / "boards.ini").write_text("attic pipeline_os=trixie\nshed\n")
     inventory = ["--inventory", str(tmp_path / "boards.ini"), "--target", "pi-4", "--dry-run"]
-    done = pipeline("deploy", "--run", "small", *inventory, runs=trained)
+    done = called("deploy", "--run", "small", *inventory, runs=trained)
     assert done.returncode == 0, done.stderr
     devices = json.loads(done.stdout)[0]["vars"]["devices"]
     archives = {host: Path(known["archive"]).name for host, known in devices.items()}

@@ -74,6 +74,7 @@ def test_every_artefact_is_as_good_as_verify_found(evaluated: Any, runs: Path) -
     assert rows[0]["drop"] == 0 and rows[0]["flips"] == []
 
 
+@pytest.mark.slow
 def test_what_is_saved_is_what_was_said_and_is_in_the_report(
     evaluated: Any, runs: Path, cli: Cli
 ) -> None:

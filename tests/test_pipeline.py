@@ -180,6 +180,7 @@ def test_the_verification_covers_every_layer_and_names_the_cause_of_differences(
     assert "double round" in by_runtime["litert reference"]["fingerprints"]["conv"]
 
 
+@pytest.mark.slow
 def test_verify_prints_tables_and_exits_0(cli: Cli) -> None:
     done = cli("verify", "--format", "onnx", "--images", "8")
     assert done.returncode == 0, done.stderr

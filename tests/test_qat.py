@@ -58,6 +58,7 @@ def test_what_is_no_number_ends_it(cli: Cli, runs: Path, monkeypatch: pytest.Mon
     assert path.read_bytes() == before
 
 
+@pytest.mark.slow
 def test_it_follows_its_float_program_and_its_seed(cli: Cli, runs: Path) -> None:
     weights = []
     for seed in ("0", "0", "1"):

@@ -150,6 +150,7 @@ def test_a_failed_artefact_is_named_with_the_command_that_repeats_it(runs: Path)
     assert f"--precision {report['artefacts'][1]['precision']}" in failure["mend"]
 
 
+@pytest.mark.slow
 def test_a_model_card_says_the_same(cli: Cli, runs: Path, facts: Any) -> None:
     assert cli("report", "--model-card").returncode == 0
     card = (runs / "small" / "model-card.md").read_text()

@@ -18,7 +18,7 @@ import pytest
 import torch
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.tools import flatbuffer_utils as flatbuffer
-from conftest import pipeline
+from conftest import called
 from hypothesis import given
 from hypothesis import strategies as st
 from test_isolation import SHIPPED, judged, small
@@ -224,7 +224,7 @@ def verified(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(trained, runs)
     for command in ("export", "verify"):
         options = ["--images", "30"] if command == "verify" else []
-        done = pipeline(
+        done = called(
             *(command, "--run", "small", "--precision", "fp16,dynamic", *options), runs=runs
         )
         assert done.returncode == 0, done.stderr
@@ -242,7 +242,7 @@ def test_every_file_of_them_passes(verified: Path) -> None:
 
 @pytest.mark.slow
 def test_they_are_packed_and_repeat_their_golden_vectors(verified: Path, tmp_path: Path) -> None:
-    done = pipeline("package", "--run", "small", "--precision", "fp16,dynamic", runs=verified)
+    done = called("package", "--run", "small", "--precision", "fp16,dynamic", runs=verified)
     assert done.returncode == 0, done.stderr
     with tarfile.open(verified / "small" / "lenet5-classic-bundle.tar.gz") as files:
         files.extractall(tmp_path, filter="data")
@@ -271,7 +271,7 @@ def test_they_are_packed_and_repeat_their_golden_vectors(verified: Path, tmp_pat
     ],
 )
 def test_c_has_none_of_them(trained: Path, command: list[str]) -> None:
-    done = pipeline(*command, runs=trained)
+    done = called(*command, runs=trained)
     assert done.returncode == 2
     assert "has no C: it would be as large as that of fp32; add onnx or tflite" in done.stderr
 
@@ -279,6 +279,6 @@ def test_c_has_none_of_them(trained: Path, command: list[str]) -> None:
 @pytest.mark.slow
 def test_what_is_gone_is_made_again_by_the_command_that_is_named(verified: Path) -> None:
     (verified / "small" / "lenet5-classic-dynamic.tflite").unlink()
-    done = pipeline("verify", "--run", "small", "--precision", "dynamic", runs=verified)
+    done = called("verify", "--run", "small", "--precision", "dynamic", runs=verified)
     assert done.returncode == 4
     assert "run 'pipeline export --precision dynamic --format tflite --run small'" in done.stderr

@@ -55,6 +55,7 @@ def fake(accuracies: Callable[[int, int], float]) -> Callable[..., list[Epoch]]:
     return fit
 
 
+@pytest.mark.slow
 def test_a_study_that_goes_on_is_the_study_that_was_not_interrupted(runs: Path) -> None:
     whole = searched("whole", 4)
     searched("cut", 2)
