@@ -18,8 +18,9 @@ from deploy.runner.contract import Contract
 from deploy.runner.quiet import quiet
 
 from ..errors import BadInput, first_line
-from ..precisions import SMALL_WEIGHTS
+from ..precisions import INTEGERS, SMALL_WEIGHTS
 from ..program import aten, constant, decomposed, fold, unpacked
+from .tflite_biases import with_int64_biases
 from .tflite_weights import repacked
 
 POOLINGS = {aten.max_pool2d.default, aten.max_pool2d_with_indices.default, aten.avg_pool2d.default}
@@ -29,18 +30,21 @@ EPOCH = (1980, 1, 1, 0, 0, 0)  # the same file every time
 def export(
     module: fx.GraphModule, contract: Contract, path: Path, taps: tuple[str, ...] = ()
 ) -> None:
-    """Write `module` as TFLite: one image, 1 x C x H x W; int8 in and out where it is int8.
+    """Write `module` as TFLite: one image, 1 x C x H x W; integers in and out where it has some.
 
     `taps` names the further outputs of a program with taps; they come in the program's order.
     Raises BadInput when the converter refuses the program, and where what it made of it is known to
     be wrong: a file that LiteRT cannot load, or with other shapes than the program's.
     """
     _refuse_indices(module, path)
-    module = copy.deepcopy(module) if contract.precision == "int8" else unpacked(module)
-    if contract.precision == "int8":
+    quantized = contract.precision in INTEGERS
+    module = copy.deepcopy(module) if quantized else unpacked(module)
+    biases = [node for node in module.graph.nodes if quantized and _is_dequantized_bias(node)]
+    integers = [constant(module, node.args[0]).numpy() for node in biases]
+    if quantized:
         # The converter quantizes biases by itself and refuses quantized ones. Given the values that
-        # the int32 biases stand for, it finds the same integers again.
-        fold(module, [node for node in module.graph.nodes if _is_dequantized_bias(node)])
+        # the int32 biases stand for, it finds the same integers again, or nearly.
+        fold(module, biases)
         _settle_weights(module)
     try:
         with quiet():
@@ -53,7 +57,7 @@ def export(
             converted = litert_torch.convert(
                 module,
                 (torch.zeros(1, *contract.input_shape),),
-                quant_config=config if contract.precision == "int8" else None,
+                quant_config=config if quantized else None,
             )
             converted.export(str(path))
     except Exception as error:  # the converter reports what it cannot do in many exception types
@@ -64,6 +68,8 @@ def export(
     try:
         if contract.precision in SMALL_WEIGHTS:
             path.write_bytes(repacked(path.read_bytes(), contract.precision))
+        if contract.precision == "int16x8":
+            path.write_bytes(with_int64_biases(path.read_bytes(), integers))
         _check_shapes(module, contract, path)
     except BadInput:
         path.unlink()

@@ -235,9 +235,9 @@ def _manifest(
 ) -> dict[str, Any]:
     """manifest.json, but for its digests."""
     verified = [a for a in report["artefacts"] if a["file"] in shipped.values() and a["shipped"]]
-    int8, dynamic = (
+    int8, int16x8, dynamic = (
         [a["final"] for a in verified if a["precision"] == precision]
-        for precision in ("int8", "dynamic")
+        for precision in ("int8", "int16x8", "dynamic")
     )
     manifest = {
         "schema": bundle.SCHEMA,
@@ -245,10 +245,11 @@ def _manifest(
         "pipeline_version": __version__,
         "contracts": contracts,
         "models": {file: _verdict(model, verified) for file, model in shipped.items()},
-        # On the device a tie may fall otherwise than it did here: one step more than was found.
-        "int8_steps": 1 + max((final["largest"] for final in int8), default=0.0),
+        "int8_steps": _steps(int8),
         "test_images": report["test_images"],
     }
+    if int16x8:
+        manifest["int16x8_steps"] = _steps(int16x8)
     if dynamic:  # other kernels may quantize in another way
         manifest["dynamic_relative"] = 2 * max(final["relative"] for final in dynamic)
     if order.place is not None:
@@ -262,6 +263,13 @@ def _manifest(
             used = version_of(order.place.target.board, order.compiler)
             manifest["target"]["compiler"] = used
     return manifest
+
+
+def _steps(finals: list[dict[str, Any]]) -> float:
+    """How far outputs may be off on a device, where a tie may fall otherwise than it did here: one
+    more than was found.
+    """
+    return 1 + max((float(final["largest"]) for final in finals), default=0.0)
 
 
 def _folders(run: RunFolder, order: Order) -> list[str]:

@@ -10,7 +10,7 @@ bound of `bounds`.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -20,6 +20,7 @@ import onnx
 from ..errors import BadInput
 from ..reference import compute
 from .bounds import U, evaluate_layers, exactly, gamma
+from .int16 import BY_TABLE, short_product
 from .layers import Layer, Network
 
 Array = npt.NDArray[Any]
@@ -159,6 +160,11 @@ def integer_mean(total: Array, count: int, ratio: float) -> Array:
     return _doubled(total.astype(np.int64), scaled, np.array(shift - bits))
 
 
+def short_multiplier(accumulator: Array, multiplier: Multiplier) -> Array:
+    """tflite-runtime's int16 kernels, and LiteRT's of depthwise convolutions. See `int16`."""
+    return short_product(accumulator.astype(np.int64), *fixed_point(multiplier.exact))
+
+
 def _truncated(value: Array, bits: int) -> Array:
     """Division by 2**bits as C does it: towards zero."""
     return np.where(value >= 0, value >> bits, -(-value >> bits))
@@ -171,6 +177,14 @@ REQUANTIZATIONS: dict[str, Callable[[Array, Multiplier], Array]] = {
     "double round up": double_round_up,
     "float round away": float_round_away,
     "float64 round away": double_precision,
+}
+# By the dtype of the values; sums of int16 do not fit into the 32 bits of the others.
+REQUANTIZATIONS_OF: dict[str, dict[str, Callable[[Array, Multiplier], Array]]] = {
+    "int8": REQUANTIZATIONS,
+    "int16": {
+        "float64 round away": double_precision,
+        "multiplier of 16 bits": short_multiplier,
+    },
 }
 ROUNDINGS: dict[str, Callable[[Array], Array]] = {
     "half even": half_even,
@@ -188,7 +202,8 @@ EXACT = "exact"  # nothing to round
 class Linear:
     """A convolution or linear layer in integers, as the ONNX file says it.
 
-    `weight` and `bias` are the integers, `input_scale` and `zero_point` those of the input.
+    `weight` and `bias` are the integers, `input_scale` and `zero_point` those of the input; `dtype`
+    is that of the values.
     """
 
     node: onnx.NodeProto
@@ -197,17 +212,19 @@ class Linear:
     input_scale: float
     zero_point: int
     multiplier: Multiplier
+    dtype: str
 
 
 @dataclass(frozen=True)
 class Exact:
-    """What is known of an int8 layer's result before it is rounded and clamped.
+    """What is known of a layer's result before it is rounded, to `dtype`, and clamped.
 
     `real` is the exact result in steps, without the zero point; `reach` how far float32 arithmetic
     may take it; `accumulator` the exact sum, where the layer has one; `count` how many integers
     are averaged, and `ratio` their scale by that of the mean. `low` and `high` clamp, zero point
     included. Where layers are computed as one and only some of the accumulator's integers go on,
-    `pick` says which; `real` and `reach` are picked already.
+    `pick` says which; `real` and `reach` are picked already. `named` has what further schemes make
+    of it.
     """
 
     real: Array
@@ -221,15 +238,17 @@ class Exact:
     ratio: float = 1.0
     depthwise: bool = False
     pick: Callable[[Array], Array] | None = None
+    dtype: str = "int8"
+    named: Mapping[str, Array] = field(default_factory=dict)
 
     def schemes(self) -> dict[str, Array]:
         """What each named scheme makes of it, clamped, zero point included."""
         if self.accumulator is not None and self.multiplier is not None:
             found = {
                 name: scheme(self.accumulator, self.multiplier) + self.zero_point
-                for name, scheme in REQUANTIZATIONS.items()
+                for name, scheme in REQUANTIZATIONS_OF[self.dtype].items()
             }
-            if self.depthwise:
+            if self.depthwise and self.dtype == "int8":
                 by_eights = double_round_by_eights(self.accumulator, self.multiplier)
                 found["double round up"] = by_eights + self.zero_point
         else:
@@ -238,6 +257,7 @@ class Exact:
             if self.count is not None:
                 total = np.rint(self.real * self.count / self.ratio)
                 found[INTEGER_MEAN] = integer_mean(total, self.count, self.ratio)
+            found |= self.named
             found = {name: values + self.zero_point for name, values in found.items()}
         found = {name: self.clamp(values) for name, values in found.items()}
         if self.pick is not None:
@@ -257,7 +277,7 @@ class Exact:
 
 
 def exact_of(layer: Layer, network: Network, given: Mapping[str, Array]) -> Exact:
-    """Compute an int8 layer from the integers of its inputs, by layer name. N x ... each."""
+    """Compute a layer of integers from those of its inputs, by layer name. N x ... each."""
     if layer.quantization is None:
         raise BadInput(f"{layer.name}: a float layer in an int8 model is not known")
     scale, zero_point = float(layer.quantization.scale), layer.quantization.zero_point
@@ -267,7 +287,8 @@ def exact_of(layer: Layer, network: Network, given: Mapping[str, Array]) -> Exac
     values = evaluate_layers(nodes, values, network.opset, known)
     result = values[last.input[0]]
     real = snap(result.value / scale)
-    low, high = -128, 127
+    dtype = layer.quantization.dtype
+    low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
     # Inputs and weights are rounded when they are dequantized, the quotient when it is quantized.
     reach = (result.error + gamma(4) * result.magnitude) / scale + 2 * U * np.abs(real)
     linear = linear_of(layer, network)
@@ -281,7 +302,19 @@ def exact_of(layer: Layer, network: Network, given: Mapping[str, Array]) -> Exac
         if len(means) == 1 and len(given) == 1:
             ratio = scale_of(network, *given) / scale
             count = values[means[0].input[0]].value.size // values[means[0].output[0]].value.size
-        return Exact(real, reach, zero_point, low, high, count=count, ratio=ratio)
+        named = {}
+        for node in nodes if dtype == "int16" else ():
+            if node.op_type in BY_TABLE and len(given) == 1:
+                name, table = BY_TABLE[node.op_type]
+                steps = np.rint(values[node.input[0]].value / scale_of(network, *given))
+                named[name] = table(steps.astype(np.int64), scale_of(network, *given))
+        return Exact(
+            *(real, reach, zero_point, low, high),
+            count=count,
+            ratio=ratio,
+            dtype=dtype,
+            named=named,
+        )
     x = np.rint(values[linear.node.input[0]].value / linear.input_scale)
     bias = [linear.bias] if linear.bias is not None else []
     accumulator = compute(linear.node, [x, linear.weight, *bias], network.opset)[0]
@@ -297,7 +330,9 @@ def exact_of(layer: Layer, network: Network, given: Mapping[str, Array]) -> Exac
     real = snap(accumulator * linear.multiplier.exact)
     depthwise = linear.node.op_type == "Conv" and linear.weight.shape[1] == 1 < len(linear.weight)
     return Exact(
-        *(real, reach, zero_point, low, high, accumulator, linear.multiplier), depthwise=depthwise
+        *(real, reach, zero_point, low, high, accumulator, linear.multiplier),
+        depthwise=depthwise,
+        dtype=dtype,
     )
 
 
@@ -341,6 +376,7 @@ def linear_of(layer: Layer, network: Network) -> Linear | None:
         float(scales[0]),
         int(known[x.input[2]]) if len(x.input) > 2 else 0,
         multiplier.reshape(shape if multiplier.exact.size > 1 else (1,)),
+        layer.quantization.dtype,
     )
 
 

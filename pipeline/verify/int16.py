@@ -1,0 +1,71 @@
+"""What TFLite's int16 kernels compute otherwise than those of int8: a multiplier of 16 bits, and
+sigmoid and tanh by a table.
+
+Written down from tensorflow/lite/kernels: internal/common.cc (MultiplyByQuantizedMultiplier of
+int64), activations.cc (SigmoidPrepare, TanhPrepare), and logistic.h and tanh.h of
+internal/reference/integer_ops. LiteRT and tflite-runtime compute the same here, with any kernels:
+XNNPACK takes no int16.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.generic]
+Integers = npt.NDArray[np.int64]
+
+# The kernels' table is sigmoid(i / 24) in steps of 2^-16, which some entries exceed by one step, so
+# that what is between entries is nearer. Which, can be read off TANH: fed 128 i of scale 2 / 12288,
+# it returns entry i less 2^15.
+ONE_MORE = (
+    *(4, 8, 12, 14, 15, 16, 17, 19, 20, 21, 22, 25, 27, 28, 29, 30, 31, 33, 34, 35, 37, 39, 40, 41),
+    *(43, 44, 45, 46, 49, 50, 54, 62, 63, 64, 66, 82, 86, 93, 100, 103, 112, 116, 135, 255),
+)
+TABLE = np.rint(65536 / (1 + np.exp(-np.arange(256) / 24))).astype(np.int64)
+TABLE[list(ONE_MORE)] += 1
+PER_UNIT = 3 * 4096  # in how many parts 1 is divided before the table is looked up
+
+
+def short_product(accumulator: Integers, mantissa: Integers, shift: Integers) -> Integers:
+    """An int64 sum times mantissa 2**(shift - 31), of which 16 bits are kept; halves up, once."""
+    reduced = np.where(mantissa < 0x7FFF0000, (mantissa + (1 << 15)) >> 16, 0x7FFF)
+    total = 15 - shift.astype(np.int64)
+    result: Integers = (accumulator * reduced + (np.int64(1) << (total - 1))) >> total
+    return result
+
+
+def _looked_up(x: Integers, scale: float, bits: int) -> tuple[Integers, Integers]:
+    """The table between its entries, in steps of 2**-(16 + bits): sigmoid of |x| scale, if `bits`
+    is 9, of twice that if 8; and x in parts, for its sign.
+    """
+    multiplier, shift = float(np.float32(scale)) * PER_UNIT, 0
+    while multiplier <= 32767 / 2 and shift <= 30:
+        multiplier, shift = 2 * multiplier, shift + 1
+    parts = x * int(multiplier)
+    if shift:
+        parts = (parts + (1 << (shift - 1))) >> shift
+    size = np.abs(parts)
+    entry = np.minimum(size >> bits, 254)
+    below, above = TABLE[entry], TABLE[entry + 1]
+    return (below << bits) + (size & ((1 << bits) - 1)) * (above - below), parts
+
+
+def sigmoid(x: Integers, scale: float) -> Integers:
+    """In steps of 2**-15, from steps of `scale`."""
+    found, parts = _looked_up(x, scale, 9)
+    found = np.where(np.abs(parts) >> 9 >= 255, 0x7FFF << 10, found)
+    found = np.where(parts >= 0, found + (1 << 9), (1 << 25) - found + (1 << 9) - 1)
+    return found >> 10
+
+
+def tanh(x: Integers, scale: float) -> Integers:
+    """In steps of 2**-15, from steps of `scale`: 2 sigmoid(2 x) - 1."""
+    found, parts = _looked_up(x, scale, 8)
+    found = np.where(np.abs(parts) >> 8 >= 255, 0xFFFF << 8, found)
+    found = np.where(parts >= 0, found - (1 << 23), (1 << 23) - found - 1)
+    return (found + (1 << 7)) >> 8
+
+
+# By ONNX operator: the name of the scheme, and what it is.
+BY_TABLE = {"Sigmoid": ("sigmoid table", sigmoid), "Tanh": ("tanh table", tanh)}
