@@ -43,10 +43,10 @@ def train_run(
 ) -> dict[str, Any]:
     """Train into a run: its weights, its float program, and what is known about both.
 
-    A network that cannot be quantized to one of `precisions` is refused before it is trained. Of several workers this
-    is for the first, `assist` for the others. Returns the facts, as they stand in run.json under
-    "training". Raises the errors of the data set, the network and the loop; a checkpoint of the
-    last whole epoch stays for --resume.
+    A network that cannot be quantized to one of `precisions` is refused before it is trained. Of
+    several workers this is for the first, `assist` for the others. Returns the facts, as they stand
+    in run.json under "training". Raises the errors of the data set, the network and the loop; a
+    checkpoint of the last whole epoch stays for --resume.
     """
     torch.use_deterministic_algorithms(True, warn_only=True)
     path = run.path / CHECKPOINT

@@ -8,7 +8,9 @@ import zipfile
 from importlib.metadata import version
 from math import prod
 from pathlib import Path
+from typing import Any
 
+import numpy.typing as npt
 import torch
 from torch import fx
 from torch.fx.passes.shape_prop import ShapeProp
@@ -19,7 +21,7 @@ from deploy.runner.quiet import quiet
 
 from ..errors import BadInput, first_line
 from ..precisions import INTEGERS, SMALL_WEIGHTS
-from ..program import aten, constant, decomposed, fold, unpacked
+from ..program import WEIGHTED, aten, constant, decomposed, fold, unpacked
 from .tflite_biases import with_int64_biases
 from .tflite_weights import repacked
 
@@ -39,12 +41,11 @@ def export(
     _refuse_indices(module, path)
     quantized = contract.precision in INTEGERS
     module = copy.deepcopy(module) if quantized else unpacked(module)
-    biases = [node for node in module.graph.nodes if quantized and _is_dequantized_bias(node)]
-    integers = [constant(module, node.args[0]).numpy() for node in biases]
+    biases = _biases(module)
     if quantized:
         # The converter quantizes biases by itself and refuses quantized ones. Given the values that
         # the int32 biases stand for, it finds the same integers again, or nearly.
-        fold(module, biases)
+        fold(module, [node for node in module.graph.nodes if _is_dequantized_bias(node)])
         _settle_weights(module)
     try:
         with quiet():
@@ -69,7 +70,7 @@ def export(
         if contract.precision in SMALL_WEIGHTS:
             path.write_bytes(repacked(path.read_bytes(), contract.precision))
         if contract.precision == "int16x8":
-            path.write_bytes(with_int64_biases(path.read_bytes(), integers))
+            path.write_bytes(with_int64_biases(path.read_bytes(), biases))
         _check_shapes(module, contract, path)
     except BadInput:
         path.unlink()
@@ -95,6 +96,17 @@ def _settle_weights(module: fx.GraphModule) -> None:
             settled.meta["val"] = getattr(module, name)
             source.update_arg(0, settled)
     module.recompile()
+
+
+def _biases(module: fx.GraphModule) -> list[npt.NDArray[Any] | None]:
+    """The integers of each convolution and linear layer's bias, in the program's order."""
+    sources = [node.args[2:3] for node in module.graph.nodes if node.target in WEIGHTED]
+    return [
+        constant(module, source[0].args[0]).numpy()
+        if source and isinstance(source[0], fx.Node) and _is_dequantized_bias(source[0])
+        else None
+        for source in sources
+    ]
 
 
 def _is_dequantized_bias(node: fx.Node) -> bool:

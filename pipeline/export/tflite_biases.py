@@ -19,9 +19,9 @@ VERSIONS = {"CONV_2D": 4, "DEPTHWISE_CONV_2D": 5, "FULLY_CONNECTED": 7}
 NEAR = 2.0**-22  # float32 values on the way have 24 bits, and are divided by a rounded scale
 
 
-def with_int64_biases(content: bytes, biases: Sequence[Array]) -> bytes:
-    """The file with the program's own integers, in the program's order, and int64 zeros where an
-    operator has none: without a bias other kernels run, which add up in 32 bits.
+def with_int64_biases(content: bytes, biases: Sequence[Array | None]) -> bytes:
+    """The file with the program's own integers, which `biases` has for each convolution and linear
+    layer in order. None is zeros: without a bias other kernels run, which add up in 32 bits.
 
     Raises BadInput where the file's biases are not those.
     """
@@ -31,21 +31,25 @@ def with_int64_biases(content: bytes, biases: Sequence[Array]) -> bytes:
     model = flatbuffer.read_model_from_bytearray(bytearray(content))
     (graph,) = model.subgraphs
     versions = {getattr(schema.BuiltinOperator, name): v for name, v in VERSIONS.items()}
-    left, replaced = list(biases), []
-    for operator in graph.operators:
-        code = model.operatorCodes[operator.opcodeIndex]
-        if code.builtinCode not in versions:
-            continue
+    codes = [model.operatorCodes[operator.opcodeIndex] for operator in graph.operators]
+    weighted = [
+        pair for pair in zip(graph.operators, codes, strict=True) if pair[1].builtinCode in versions
+    ]
+    if len(weighted) != len(biases):
+        raise BadInput(
+            f"int16x8: {len(biases)} layers with weights are {len(weighted)} after the converter",
+            "give --precision int8",
+        )
+    replaced = []
+    for (operator, code), bias in zip(weighted, biases, strict=True):
         code.version = versions[code.builtinCode]
         value, weight = (graph.tensors[number] for number in operator.inputs[:2])
         scales = np.asarray(value.quantization.scale) * np.asarray(weight.quantization.scale)
         integers = np.zeros(graph.tensors[operator.outputs[0]].shape[-1], np.int64)
+        integers += 0 if bias is None else bias
         if len(operator.inputs) > 2 and operator.inputs[2] >= 0:
             old = graph.tensors[operator.inputs[2]]
-            converted = np.frombuffer(bytes(model.buffers[old.buffer].data), np.int32)
-            # The converter gives zeros to an operator without a bias.
-            if converted.any() or (left and not left[0].any()):
-                integers = _same(converted, left)
+            _refuse_unlike(np.frombuffer(bytes(model.buffers[old.buffer].data), np.int32), integers)
             replaced.append(old)
         buffer, tensor = schema.BufferT(), schema.TensorT()
         buffer.data = np.frombuffer(integers.tobytes(), np.uint8)
@@ -59,17 +63,11 @@ def with_int64_biases(content: bytes, biases: Sequence[Array]) -> bytes:
         graph.tensors.append(tensor)
     for old in replaced:
         old.buffer = 0  # which is empty
-    if left:
-        raise BadInput(f"int16x8: the converter left out {len(left)} biases")
     return written(model)
 
 
-def _same(converted: Array, left: list[Array]) -> Array:
-    """The next of the program's biases, which the converter's must be but for float32 rounding."""
-    wanted = left.pop(0).astype(np.int64) if left else np.zeros(0, np.int64)
-    if (
-        wanted.shape != converted.shape
-        or (np.abs(wanted - converted) > NEAR * np.abs(wanted) + 0.5).any()
-    ):
+def _refuse_unlike(converted: Array, integers: Array) -> None:
+    """Raises BadInput unless the converter's integers are these but for float32 rounding."""
+    off = np.abs(integers - converted)
+    if converted.shape != integers.shape or (off > NEAR * np.abs(integers) + 0.5).any():
         raise BadInput("int16x8: a bias is another after the converter", "give --precision int8")
-    return wanted

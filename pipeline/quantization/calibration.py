@@ -15,7 +15,6 @@ from .observers import activation
 from .rules import Int8Quantizer
 from .rules_int16 import Int16x8Quantizer
 
-
 QUANTIZERS = {"int8": Int8Quantizer, "int16x8": Int16x8Quantizer}
 
 

@@ -35,7 +35,7 @@ from torchao.quantization.pt2e.quantizer import (
 )
 
 from ..errors import BadInput
-from ..program import TRANSPARENT, aten, attribute
+from ..program import TRANSPARENT, WEIGHTED, aten, attribute
 from .observers import SMALLEST_SCALE, activation
 
 ANNOTATION = "quantization_annotation"
@@ -58,7 +58,6 @@ def _fixed(scale: float, zero_point: int) -> FixedQParamsQuantizationSpec:
 
 
 # Operators by the rule that quantizes them.
-WEIGHTED = {aten.conv2d.default, aten.conv2d.padding, aten.linear.default}
 FUSED = {
     aten.relu.default,
     aten.relu_.default,

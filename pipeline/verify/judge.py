@@ -46,9 +46,9 @@ def judge(
 
     Both are float32, or of the dtype of the layer's quantization. `first` is the number of the
     first image. Where a runtime adds up in integers (`integer`), float32 arithmetic explains no
-    convolution or linear layer, and only the `scheme` does where one is named. A wrong shape or dtype, a NaN or an
-    infinity is a `problem`. `memo` keeps results: several runtimes give a layer the same inputs.
-    `apart` allows int8 inputs to be a step off.
+    convolution or linear layer, and only the `scheme` does where one is named. A wrong shape or
+    dtype, a NaN or an infinity is a `problem`. `memo` keeps results: several runtimes give a layer
+    the same inputs. `apart` allows int8 inputs to be a step off.
     """
     images = len(next(iter(given.values())))
     expected = np.dtype(layer.quantization.dtype if layer.quantization else np.float32)
