@@ -6,7 +6,9 @@ They are those that LiteRT has for 16-bit activations with 8-bit weights:
 - activations: symmetric, one scale a tensor, zero point 0, in [-32768, 32767];
 - bias: an integer with the scale of input times weight, which TFLite stores as int64;
 - the input: scale 1/255, zero point 0, so a pixel byte is the quantized input;
-- sigmoid and tanh: 1/32768.
+- sigmoid and tanh: 1/32768;
+- neither softmax, nor concatenation, nor the sum with a constant: TFLite's softmax looks up
+  exponentials, which the verifier does not know, and the converter refuses the others.
 
 A scale is no power of two but the prescribed ones: with some of those the built-in kernels of
 sigmoid and tanh compute in another way than the reference ones.
@@ -18,13 +20,14 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 from torchao.quantization.pt2e import MinMaxObserver
 from torchao.quantization.pt2e.quantizer import FixedQParamsQuantizationSpec, QuantizationSpec
 
+from ..errors import BadInput
 from ..program import aten
 from .observers import SMALLEST_SCALE
-from .rules import OWN_OUTPUT, SUMS, Int8Quantizer
+from .rules import CONCATENATED, SUMS, Int8Quantizer
 
 GRID = (-32768, 32767, torch.per_tensor_symmetric)
 
@@ -55,4 +58,12 @@ class Int16x8Quantizer(Int8Quantizer):
 
     def known(self) -> set[Any]:
         """All operators with a rule."""
-        return super().known() - SUMS - OWN_OUTPUT - {aten.softmax.int}
+        return super().known() - CONCATENATED - {aten.softmax.int}
+
+    def _annotate_call(self, node: fx.Node) -> None:
+        if node.target in SUMS and any(n.op == "get_attr" for n in node.all_input_nodes):
+            raise BadInput(
+                f"int16x8: {node.name} adds a constant, which the TFLite converter cannot",
+                "give --precision int8, or put the constant into a bias",
+            )
+        super()._annotate_call(node)

@@ -1,19 +1,26 @@
-"""What TFLite's int16 kernels compute otherwise than those of int8: a multiplier of 16 bits, and
-sigmoid and tanh by a table.
+"""What TFLite's int16 kernels compute otherwise than those of int8: a multiplier of 16 bits,
+sigmoid and tanh by a table, and sums and products in integers.
 
-Written down from tensorflow/lite/kernels: internal/common.cc (MultiplyByQuantizedMultiplier of
-int64), activations.cc (SigmoidPrepare, TanhPrepare), and logistic.h and tanh.h of
-internal/reference/integer_ops. LiteRT and tflite-runtime compute the same here, with any kernels:
-XNNPACK takes no int16.
+Written down from tensorflow/lite/kernels: activations.cc, add.cc and mul.cc, where parameters are
+prepared; internal/common.cc, MultiplyByQuantizedMultiplier of int64; and logistic.h, tanh.h, add.h
+and mul.h of internal/reference/integer_ops. XNNPACK takes no int16: in LiteRT and tflite-runtime
+these kernels run, whatever is asked for.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[np.generic]
-Integers = npt.NDArray[np.int64]
+from .fixed_point import doubled, fixed_point
+
+Array = npt.NDArray[Any]  # of int64
+Inputs = Sequence[Array]
+Scales = Sequence[float]
 
 # The kernels' table is sigmoid(i / 24) in steps of 2^-16, which some entries exceed by one step, so
 # that what is between entries is nearer. Which, can be read off TANH: fed 128 i of scale 2 / 12288,
@@ -27,15 +34,14 @@ TABLE[list(ONE_MORE)] += 1
 PER_UNIT = 3 * 4096  # in how many parts 1 is divided before the table is looked up
 
 
-def short_product(accumulator: Integers, mantissa: Integers, shift: Integers) -> Integers:
+def short_product(accumulator: Array, mantissa: Array, shift: Array) -> Array:
     """An int64 sum times mantissa 2**(shift - 31), of which 16 bits are kept; halves up, once."""
     reduced = np.where(mantissa < 0x7FFF0000, (mantissa + (1 << 15)) >> 16, 0x7FFF)
     total = 15 - shift.astype(np.int64)
-    result: Integers = (accumulator * reduced + (np.int64(1) << (total - 1))) >> total
-    return result
+    return np.asarray((accumulator * reduced + (np.int64(1) << (total - 1))) >> total)
 
 
-def _looked_up(x: Integers, scale: float, bits: int) -> tuple[Integers, Integers]:
+def _looked_up(x: Array, scale: float, bits: int) -> tuple[Array, Array]:
     """The table between its entries, in steps of 2**-(16 + bits): sigmoid of |x| scale, if `bits`
     is 9, of twice that if 8; and x in parts, for its sign.
     """
@@ -51,21 +57,45 @@ def _looked_up(x: Integers, scale: float, bits: int) -> tuple[Integers, Integers
     return (below << bits) + (size & ((1 << bits) - 1)) * (above - below), parts
 
 
-def sigmoid(x: Integers, scale: float) -> Integers:
-    """In steps of 2**-15, from steps of `scale`."""
-    found, parts = _looked_up(x, scale, 9)
+def sigmoid(inputs: Inputs, scales: Scales, _: float) -> Array:
+    """In steps of 2**-15."""
+    found, parts = _looked_up(inputs[0], scales[0], 9)
     found = np.where(np.abs(parts) >> 9 >= 255, 0x7FFF << 10, found)
     found = np.where(parts >= 0, found + (1 << 9), (1 << 25) - found + (1 << 9) - 1)
-    return found >> 10
+    return np.asarray(found >> 10)
 
 
-def tanh(x: Integers, scale: float) -> Integers:
-    """In steps of 2**-15, from steps of `scale`: 2 sigmoid(2 x) - 1."""
-    found, parts = _looked_up(x, scale, 8)
+def tanh(inputs: Inputs, scales: Scales, _: float) -> Array:
+    """In steps of 2**-15: 2 sigmoid(2 x) - 1."""
+    found, parts = _looked_up(inputs[0], scales[0], 8)
     found = np.where(np.abs(parts) >> 8 >= 255, 0xFFFF << 8, found)
     found = np.where(parts >= 0, found - (1 << 23), (1 << 23) - found - 1)
-    return (found + (1 << 7)) >> 8
+    return np.asarray((found + (1 << 7)) >> 8)
 
 
-# By ONNX operator: the name of the scheme, and what it is.
-BY_TABLE = {"Sigmoid": ("sigmoid table", sigmoid), "Tanh": ("tanh table", tanh)}
+def add(inputs: Inputs, scales: Scales, scale: float, sign: int = 1) -> Array:
+    """Both terms are brought to twice the larger scale, with 15 bits more, and so is their sum."""
+    twice = 2 * max(scales)
+    one, other = (_times(x << 15, s / twice) for x, s in zip(inputs, scales, strict=True))
+    return _times(one + sign * other, twice / (2**15 * scale))
+
+
+def multiply(inputs: Inputs, scales: Scales, scale: float) -> Array:
+    """The product of the integers, times that of their scales by the result's, a float32."""
+    factor = np.float32(scales[0]) * np.float32(scales[1]) / np.float32(scale)
+    return _times(inputs[0] * inputs[1], float(factor))
+
+
+def _times(x: Array, factor: float) -> Array:
+    return doubled(x, *fixed_point(np.array(factor)))
+
+
+# By ONNX operator: the name of the scheme, and what it is. A kernel takes the integers and scales
+# of its inputs, and the scale of its result.
+KERNELS: dict[str, tuple[str, Callable[[Inputs, Scales, float], Array]]] = {
+    "Sigmoid": ("sigmoid table", sigmoid),
+    "Tanh": ("tanh table", tanh),
+    "Add": ("integer sum", add),
+    "Sub": ("integer sum", partial(add, sign=-1)),
+    "Mul": ("integer product", multiply),
+}

@@ -9,7 +9,7 @@ bound of `bounds`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,8 +19,9 @@ import onnx
 
 from ..errors import BadInput
 from ..reference import compute
-from .bounds import U, evaluate_layers, exactly, gamma
-from .int16 import BY_TABLE, short_product
+from .bounds import Bounded, U, evaluate_layers, exactly, gamma
+from .fixed_point import doubled, fixed_point, half_away
+from .int16 import KERNELS, short_product
 from .layers import Layer, Network
 
 Array = npt.NDArray[Any]
@@ -51,12 +52,6 @@ def half_even(real: Array) -> Array:
     return np.rint(real)
 
 
-def half_away(real: Array) -> Array:
-    """The nearest integer, halves away from zero."""
-    rounded: Array = np.trunc(real + np.copysign(0.5, real))
-    return rounded
-
-
 def half_up(real: Array) -> Array:
     """The nearest integer, halves to the larger one."""
     return np.floor(real + 0.5)
@@ -84,17 +79,6 @@ def _float_product(accumulator: Array, multiplier: Multiplier) -> Array:
     return product
 
 
-def fixed_point(multiplier: Array) -> tuple[Array, Array]:
-    """(mantissa, shift): multiplier = mantissa 2**(shift - 31), mantissa in [2**30, 2**31).
-
-    As TFLite's QuantizeMultiplier (tensorflow/lite/kernels/internal/quantization_util.cc).
-    """
-    fraction, shift = np.frexp(multiplier)
-    mantissa = half_away(fraction * 2.0**31).astype(np.int64)
-    overflown = mantissa == 2**31
-    return np.where(overflown, mantissa // 2, mantissa), np.where(overflown, shift + 1, shift)
-
-
 def single_round(accumulator: Array, multiplier: Multiplier) -> Array:
     """Ruy and TFLite built for single rounding: in 64 bits, halves up, once."""
     mantissa, shift = fixed_point(multiplier.exact)
@@ -110,18 +94,7 @@ def double_round(accumulator: Array, multiplier: Multiplier) -> Array:
     SaturatingRoundingDoublingHighMul and RoundingDivideByPOT of gemmlowp/fixedpoint/fixedpoint.h:
     the first rounds halves up, the second away from zero.
     """
-    return _doubled(accumulator.astype(np.int64), *fixed_point(multiplier.exact))
-
-
-def _doubled(accumulator: Array, mantissa: Array, shift: Array) -> Array:
-    left, right = np.maximum(shift, 0).astype(np.int64), np.maximum(-shift, 0).astype(np.int64)
-    product = (accumulator << left) * mantissa
-    nudge = np.where(product >= 0, 1 << 30, 1 - (1 << 30))
-    high = _truncated(product + nudge, 31)
-    mask = (np.int64(1) << right) - 1
-    threshold = (mask >> 1) + (high < 0)
-    rounded: Array = (high >> right) + ((high & mask) > threshold)
-    return rounded
+    return doubled(accumulator.astype(np.int64), *fixed_point(multiplier.exact))
 
 
 def double_round_up(accumulator: Array, multiplier: Multiplier) -> Array:
@@ -157,17 +130,12 @@ def integer_mean(total: Array, count: int, ratio: float) -> Array:
     mantissa, shift = (int(part) for part in fixed_point(np.array(ratio)))
     bits = min(int(count).bit_length() - 1, 32, 31 + shift)
     scaled = np.array((mantissa << bits) // count)
-    return _doubled(total.astype(np.int64), scaled, np.array(shift - bits))
+    return doubled(total.astype(np.int64), scaled, np.array(shift - bits))
 
 
 def short_multiplier(accumulator: Array, multiplier: Multiplier) -> Array:
     """tflite-runtime's int16 kernels, and LiteRT's of depthwise convolutions. See `int16`."""
     return short_product(accumulator.astype(np.int64), *fixed_point(multiplier.exact))
-
-
-def _truncated(value: Array, bits: int) -> Array:
-    """Division by 2**bits as C does it: towards zero."""
-    return np.where(value >= 0, value >> bits, -(-value >> bits))
 
 
 REQUANTIZATIONS: dict[str, Callable[[Array, Multiplier], Array]] = {
@@ -304,10 +272,11 @@ def exact_of(layer: Layer, network: Network, given: Mapping[str, Array]) -> Exac
             count = values[means[0].input[0]].value.size // values[means[0].output[0]].value.size
         named = {}
         for node in nodes if dtype == "int16" else ():
-            if node.op_type in BY_TABLE and len(given) == 1:
-                name, table = BY_TABLE[node.op_type]
-                steps = np.rint(values[node.input[0]].value / scale_of(network, *given))
-                named[name] = table(steps.astype(np.int64), scale_of(network, *given))
+            if node.op_type in KERNELS:
+                name, kernel = KERNELS[node.op_type]
+                steps, scales = _operands(node, nodes, values, known)
+                ends = _clamped(nodes, known, scale, zero_point, low, high)
+                named[name] = np.clip(kernel(steps, scales, scale), *ends)
         return Exact(
             *(real, reach, zero_point, low, high),
             count=count,
@@ -318,7 +287,26 @@ def exact_of(layer: Layer, network: Network, given: Mapping[str, Array]) -> Exac
     x = np.rint(values[linear.node.input[0]].value / linear.input_scale)
     bias = [linear.bias] if linear.bias is not None else []
     accumulator = compute(linear.node, [x, linear.weight, *bias], network.opset)[0]
-    for node in nodes:  # clamps between the sum and its quantization, as bounds on the integers
+    low, high = _clamped(nodes, known, scale, zero_point, low, high)
+    real = snap(accumulator * linear.multiplier.exact)
+    depthwise = linear.node.op_type == "Conv" and linear.weight.shape[1] == 1 < len(linear.weight)
+    return Exact(
+        *(real, reach, zero_point, low, high, accumulator, linear.multiplier),
+        depthwise=depthwise,
+        dtype=dtype,
+    )
+
+
+def _clamped(
+    nodes: Sequence[onnx.NodeProto],
+    known: Mapping[str, Array],
+    scale: float,
+    zero_point: int,
+    low: int,
+    high: int,
+) -> tuple[int, int]:
+    """The range of the integers, where a sum is clamped before it is quantized."""
+    for node in nodes:
         if node.op_type == "Relu":
             low = max(low, zero_point)
         elif node.op_type == "Clip":
@@ -327,13 +315,26 @@ def exact_of(layer: Layer, network: Network, given: Mapping[str, Array]) -> Exac
                     continue
                 end = int(half_even(known[name] / scale)) + zero_point
                 low, high = (max(low, end), high) if ends == "low" else (low, min(high, end))
-    real = snap(accumulator * linear.multiplier.exact)
-    depthwise = linear.node.op_type == "Conv" and linear.weight.shape[1] == 1 < len(linear.weight)
-    return Exact(
-        *(real, reach, zero_point, low, high, accumulator, linear.multiplier),
-        depthwise=depthwise,
-        dtype=dtype,
-    )
+    return low, high
+
+
+def _operands(
+    node: onnx.NodeProto,
+    nodes: Sequence[onnx.NodeProto],
+    values: Mapping[str, Bounded],
+    known: Mapping[str, Array],
+) -> tuple[list[Array], list[float]]:
+    """The int16 integers of an operator's inputs, constants among them, and their scales."""
+    producers = {each.output[0]: each for each in nodes}
+    steps, scales = [], []
+    for name in node.input:
+        source = producers[name]
+        while source.op_type != DEQUANTIZE:  # what moves them about has them first
+            source = producers[source.input[0]]
+        scales.append(float(known[source.input[1]].item()))
+        value = values[name].value if name in values else known[name]
+        steps.append(np.rint(value / scales[-1]).astype(np.int64))
+    return steps, scales
 
 
 def scale_of(network: Network, name: str) -> float:
