@@ -4,7 +4,7 @@ sigmoid and tanh by a table, and sums and products in integers.
 Written down from tensorflow/lite/kernels: activations.cc, add.cc and mul.cc, where parameters are
 prepared; internal/common.cc, MultiplyByQuantizedMultiplier of int64; and logistic.h, tanh.h, add.h
 and mul.h of internal/reference/integer_ops. XNNPACK takes no int16: in LiteRT and tflite-runtime
-these kernels run, whatever is asked for.
+these kernels run, whatever is asked for; only ADD has a built-in one of its own.
 """
 
 from __future__ import annotations
@@ -73,10 +73,17 @@ def tanh(inputs: Inputs, scales: Scales, _: float) -> Array:
     return np.asarray((found + (1 << 7)) >> 8)
 
 
-def add(inputs: Inputs, scales: Scales, scale: float, sign: int = 1) -> Array:
-    """Both terms are brought to twice the larger scale, with 15 bits more, and so is their sum."""
+def add(
+    inputs: Inputs, scales: Scales, scale: float, sign: int = 1, at_once: bool = False
+) -> Array:
+    """Both terms are brought to twice the larger scale, with 15 bits more, and so is their sum.
+
+    `at_once` is how the built-in kernel of ADD does it with AVX2: the shift by 15 bits is part of
+    the multiplier's, so that a term is rounded once.
+    """
     twice = 2 * max(scales)
-    one, other = (_times(x << 15, s / twice) for x, s in zip(inputs, scales, strict=True))
+    before, bits = (0, 15) if at_once else (15, 0)
+    one, other = (_times(x << before, s / twice, bits) for x, s in zip(inputs, scales, strict=True))
     return _times(one + sign * other, twice / (2**15 * scale))
 
 
@@ -86,16 +93,17 @@ def multiply(inputs: Inputs, scales: Scales, scale: float) -> Array:
     return _times(inputs[0] * inputs[1], float(factor))
 
 
-def _times(x: Array, factor: float) -> Array:
-    return doubled(x, *fixed_point(np.array(factor)))
+def _times(x: Array, factor: float, bits: int = 0) -> Array:
+    mantissa, shift = fixed_point(np.array(factor))
+    return doubled(x, mantissa, shift + bits)
 
 
-# By ONNX operator: the name of the scheme, and what it is. A kernel takes the integers and scales
-# of its inputs, and the scale of its result.
-KERNELS: dict[str, tuple[str, Callable[[Inputs, Scales, float], Array]]] = {
-    "Sigmoid": ("sigmoid table", sigmoid),
-    "Tanh": ("tanh table", tanh),
-    "Add": ("integer sum", add),
-    "Sub": ("integer sum", partial(add, sign=-1)),
-    "Mul": ("integer product", multiply),
+# By ONNX operator the schemes that there are, by name. A kernel takes the integers and scales of
+# its inputs, and the scale of its result.
+KERNELS: dict[str, dict[str, Callable[[Inputs, Scales, float], Array]]] = {
+    "Sigmoid": {"sigmoid table": sigmoid},
+    "Tanh": {"tanh table": tanh},
+    "Add": {"integer sum": add, "integer sum at once": partial(add, at_once=True)},
+    "Sub": {"integer sum": partial(add, sign=-1)},
+    "Mul": {"integer product": multiply},
 }

@@ -273,10 +273,10 @@ def exact_of(layer: Layer, network: Network, given: Mapping[str, Array]) -> Exac
         named = {}
         for node in nodes if dtype == "int16" else ():
             if node.op_type in KERNELS:
-                name, kernel = KERNELS[node.op_type]
-                steps, scales = _operands(node, nodes, values, known)
+                operands = _operands(node, nodes, values, known)
                 ends = _clamped(nodes, known, scale, zero_point, low, high)
-                named[name] = np.clip(kernel(steps, scales, scale), *ends)
+                for name, kernel in KERNELS[node.op_type].items():
+                    named[name] = np.clip(kernel(*operands, scale), *ends)
         return Exact(
             *(real, reach, zero_point, low, high),
             count=count,
