@@ -9,6 +9,7 @@ import click
 from click.shell_completion import get_completion_class
 
 from .cli_options import JSON, print_json
+from .errors import unknown
 
 SHELLS = ("bash", "zsh", "fish")
 
@@ -39,7 +40,7 @@ def doctor(as_json: bool) -> None:
 
 
 @click.command()
-@click.argument("shell", type=click.Choice(SHELLS))
+@click.argument("shell", metavar="bash|zsh|fish")
 def completion(shell: str) -> None:
     """Print what completes commands and options in your shell.
 
@@ -49,7 +50,8 @@ def completion(shell: str) -> None:
       pipeline completion zsh >> ~/.zshrc
       pipeline completion fish > ~/.config/fish/completions/pipeline.fish
     """
-    kind = get_completion_class(shell)
-    assert kind is not None
+    kind = get_completion_class(shell) if shell in SHELLS else None
+    if kind is None:
+        raise unknown("shell", shell, SHELLS)
     root = click.get_current_context().find_root().command
     click.echo(kind(root, {}, "pipeline", "_PIPELINE_COMPLETE").source())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,12 @@ FEW = ("one tap", "bias", "dropped activation")
 
 
 @pytest.fixture(scope="module")
-def run(trained: Path) -> Iterator[RunFolder]:
+def run(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunFolder]:
+    """A copy: the self-check leaves its report in the run."""
+    runs = tmp_path_factory.mktemp("checked") / "runs"
+    shutil.copytree(trained, runs)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PIPELINE_RUNS_DIR", str(trained))
+        patch.setenv("PIPELINE_RUNS_DIR", str(runs))
         yield RunFolder.open("small")
 
 

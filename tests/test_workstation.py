@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Cli, pipeline
+from conftest import Cli
 
 from deploy.runner.doctor import FINE, NOTE, WRONG
 from pipeline import doctor
@@ -78,5 +78,6 @@ def test_bash_completes_a_command(tmp_path: Path) -> None:
     assert {line.partition(",")[2] for line in done.stdout.split()} == {"compare", "completion"}
 
 
-def test_another_shell_is_refused(runs: Path) -> None:
-    assert pipeline("completion", "tcsh", runs=runs).returncode == 2
+def test_another_shell_is_refused(cli: Cli) -> None:
+    done = cli("completion", "tcsh")
+    assert done.returncode == 2 and "unknown shell 'tcsh'; did you mean 'zsh'?" in done.stderr

@@ -12,9 +12,9 @@ from deploy.runner import bundle
 from deploy.runner.contract import default_precision
 
 from .. import __version__
-from ..errors import Missing, VerificationFailed
+from ..data import dataset_of
+from ..errors import Missing
 from ..files import sha256_files
-from ..precisions import USUAL
 from ..run_folder import RunFolder
 from ..verify import REPORT
 from . import debian
@@ -25,7 +25,14 @@ from .archive import (
     debian_package,
     digests,
 )
-from .contents import golden_vectors, installer, readme, requirements_of, zipapp
+from .contents import (
+    example_picture,
+    golden_vectors,
+    installer,
+    readme,
+    requirements_of,
+    zipapp,
+)
 from .licences import (
     linked_into,
     notices,
@@ -33,11 +40,12 @@ from .licences import (
     packed_with_the_runner,
     wheels_of,
 )
+from .manifest import manifest_of, refuse_unverified
 from .native import CLASSIFY, library_name, native_files, try_out
 from .order import PACKED, Order, bundle_name, bundle_stem, install_name, package_name
 from .sbom import SBOM, sbom
 from .service import SERVE_UNIT, service, serving
-from .signature import check_signed, public_hex, signing_key
+from .signature import check_signed, kept_signature, public_hex, signing_key
 from .targets import refuse_newer
 from .toolchain import version_of
 from .wheelhouse import wheelhouse
@@ -84,18 +92,24 @@ def package_run(
     if order.kind == "deb":
         config["serial"] = debian.serial(run, [*models, *folders])
     if key is None:
-        config |= _signature(run, target, config, on_note)
+        config |= kept_signature(run, target, config, on_note)
     report = run.read_json(REPORT)
-    _refuse_unverified(run, order, report, [*models, *folders])
+    refuse_unverified(run, order, report, [*models, *folders])
     if not run.wants(target, config=config):
         return False
     contents, shipped = _models(run, order, models, folders, on_note)
-    contracts, golden = golden_vectors(run, order)
-    _accompany(run, order, contents, shipped, golden, folders)
+    dataset = dataset_of(run)
+    contracts, golden = golden_vectors(run, order, dataset)
+    name, picture = example_picture(dataset)
+    contents[name] = picture
+    if order.has_python:
+        contents |= {"golden.npz": golden, bundle.RUNNER: zipapp(Path(deploy.__file__).parent)}
+    contents["README.md"] = readme(run, order, folders, name)
+    _accompany(run, order, contents, shipped)
     outside = {}
     if place and order.kind == "deb":
         outside = debian.outside(run, order, place, contents, config["serial"])
-    manifest = _manifest(run, order, report, shipped, contracts)
+    manifest = manifest_of(run, order, report, shipped, contracts, config.get("compiler"))
     manifest["files"] = {name: bundle.sha256(content) for name, content in contents.items()}
     if outside:
         manifest["package"] = digests(outside)
@@ -145,23 +159,6 @@ def _sources() -> str:
     return bundle.sha256("".join(digests).encode())
 
 
-def _signature(
-    run: RunFolder, target: str, config: dict[str, Any], on_note: Callable[[str], None]
-) -> dict[str, Any]:
-    """What is to be added to the config of a bundle that is not to be signed: one that is there is
-    no other for being signed.
-    """
-    signer = run.record["artefacts"].get(target, {}).get("config", {}).get("signed_by")
-    if signer is None:
-        return {}
-    signed = {"signed_by": signer}
-    if run.is_current(target, config | signed):
-        return signed
-    mend = "sign the new one with 'pipeline package --sign'"
-    on_note(f"note: {target} was signed, and is out of date or another was ordered; {mend}")
-    return {}
-
-
 def _models(
     run: RunFolder,
     order: Order,
@@ -197,20 +194,17 @@ def _accompany(
     order: Order,
     contents: dict[str, bytes],
     shipped: dict[str, str],
-    golden: bytes,
-    folders: list[str],
 ) -> None:
-    """Add to the contents what goes with the models: the runner, and what tells of it all."""
+    """Add to the contents what installs them, and what tells of it all."""
     place = order.place
     requirements: dict[str, bytes] = {}
     if order.has_python:
         requirements = requirements_of(order)
-        contents |= {"golden.npz": golden, bundle.RUNNER: zipapp(Path(deploy.__file__).parent)}
         contents |= requirements
     if order.wheels and place is not None:
         found = wheelhouse(requirements, place)
         contents |= {f"wheels/{name}": wheel for name, wheel in found.items()}
-    contents |= {"README.md": readme(run, order, folders), "LICENSE": our_licence()}
+    contents["LICENSE"] = our_licence()
     linked = [packed_with_the_runner()] if order.has_python else []
     if place is not None and order.is_native:
         linked += linked_into(place, order.compiler)
@@ -226,52 +220,6 @@ def _accompany(
     contents[SBOM] = sbom(name, shipped, contents, linked, wheels)
 
 
-def _manifest(
-    run: RunFolder,
-    order: Order,
-    report: dict[str, Any],
-    shipped: dict[str, str],
-    contracts: dict[str, Any],
-) -> dict[str, Any]:
-    """manifest.json, but for its digests."""
-    verified = [a for a in report["artefacts"] if a["file"] in shipped.values() and a["shipped"]]
-    int8, int16x8, dynamic = (
-        [a["final"] for a in verified if a["precision"] == precision]
-        for precision in ("int8", "int16x8", "dynamic")
-    )
-    manifest = {
-        "schema": bundle.SCHEMA,
-        "run": run.name,
-        "pipeline_version": __version__,
-        "contracts": contracts,
-        "models": {file: _verdict(model, verified) for file, model in shipped.items()},
-        "int8_steps": _steps(int8),
-        "test_images": report["test_images"],
-    }
-    if int16x8:
-        manifest["int16x8_steps"] = _steps(int16x8)
-    if dynamic:  # other kernels may quantize in another way
-        manifest["dynamic_relative"] = 2 * max(final["relative"] for final in dynamic)
-    if order.place is not None:
-        manifest["target"] = {
-            "name": order.place.name,
-            "hardware": order.place.target.hardware,
-            "os": order.place.system,
-            "python": order.place.python,
-        }
-        if order.compiler is not None:
-            used = version_of(order.place.target.board, order.compiler)
-            manifest["target"]["compiler"] = used
-    return manifest
-
-
-def _steps(finals: list[dict[str, Any]]) -> float:
-    """How far outputs may be off on a device, where a tie may fall otherwise than it did here: one
-    more than was found.
-    """
-    return 1 + max((float(final["largest"]) for final in finals), default=0.0)
-
-
 def _folders(run: RunFolder, order: Order) -> list[str]:
     """The folders of C: of all precisions where they are compiled, else the default one's, if it
     was verified.
@@ -281,30 +229,3 @@ def _folders(run: RunFolder, order: Order) -> list[str]:
     if not order.in_c or "c" in run.read_json(REPORT)["skipped"]:
         return []
     return [run.artefact(default_precision(order.in_c), "c")]
-
-
-def _verdict(model: str, verified: list[dict[str, Any]]) -> dict[str, Any]:
-    """What the manifest says of a file: the worst of the runtimes that it was verified with."""
-    results = [artefact for artefact in verified if artefact["file"] == model]
-    return {
-        "precision": results[0]["precision"],
-        "accuracy": min(result["final"]["accuracy"] for result in results),
-        "verified_with": ", ".join(result["runtime"] for result in results),
-        "equal_to_program": min(result["final"]["equal_part"] for result in results),
-    }
-
-
-def _refuse_unverified(
-    run: RunFolder, order: Order, report: dict[str, Any], models: list[str]
-) -> None:
-    some = f" --precision {','.join(order.precisions)}" if set(order.precisions) - {*USUAL} else ""
-    mend = f"run 'pipeline verify --run {run.name}{some}'"
-    for model in models:
-        results = [a for a in report["artefacts"] if a["file"] == model and a["shipped"]]
-        if not results:
-            raise Missing(f"{model} has not been verified", mend)
-        precision = results[0]["precision"]
-        also = [run.artefact(precision, kind) for kind in ("pt2", "onnx")]  # the reference, too
-        judged = [a for a in report["artefacts"] if a["file"] in (model, *also)]
-        if not all(result["passed"] for result in judged):
-            raise VerificationFailed(f"{model} did not pass verification", f"see {REPORT}; {mend}")

@@ -19,7 +19,7 @@ import deploy
 from deploy.runner.scores import steps
 
 from .. import program
-from ..data import dataset_of
+from ..data import Dataset
 from ..export import contract_of
 from ..run_folder import RunFolder
 from .archive import INSTALL
@@ -27,6 +27,7 @@ from .order import Order, install_name, package_name
 from .targets import PYTHONS, Place
 
 GOLDEN_IMAGES = 32
+EXAMPLE = "example"
 C_SOURCES = """
 `make -C c/$folder` makes `classify` of the $precision model, which needs no Python.
 """
@@ -36,7 +37,7 @@ installed$numpy:
 
     cd ~/.local/share/$prefix/current
     $interpreter bundle/runner.pyz doctor
-    $interpreter bundle/runner.pyz predict photo.jpg
+    $interpreter bundle/runner.pyz predict bundle/$example
 
 `doctor` says what works on this board and what mends the rest; `bench` times all that works and
 recommends one of it; `predict --camera` takes a picture with picamera2; `serve` shows a page to
@@ -68,10 +69,10 @@ sys.exit(main())
 """
 
 
-def golden_vectors(run: RunFolder, order: Order) -> tuple[dict[str, Any], bytes]:
+def golden_vectors(run: RunFolder, order: Order, dataset: Dataset) -> tuple[dict[str, Any], bytes]:
     """By precision the contract, and golden.npz: images, and what the program makes of them."""
     contracts, golden = {}, {}
-    images = dataset_of(run).test.images[:GOLDEN_IMAGES]
+    images = dataset.test.images[:GOLDEN_IMAGES]
     for precision in order.precisions:
         module = program.load(run.need(run.artefact(precision, "pt2")))
         contract = contract_of(run, module, precision)
@@ -79,6 +80,15 @@ def golden_vectors(run: RunFolder, order: Order) -> tuple[dict[str, Any], bytes]
         scores = program.run(module, images)[0].numpy()
         golden[precision] = steps(scores, contract.output) if contract.output else scores
     return contracts, _npz(images=images.numpy(), **golden)
+
+
+def example_picture(dataset: Dataset) -> tuple[str, bytes]:
+    """A name and the first test image, in the format that nothing needs a library for."""
+    image = dataset.test.images[0].permute(1, 2, 0).contiguous()
+    height, width, channels = image.shape
+    letter, kind = ("P5", "pgm") if channels == 1 else ("P6", "ppm")
+    head = f"{letter} {width} {height} 255\n".encode()
+    return f"{EXAMPLE}.{kind}", head + image.numpy().tobytes()
 
 
 def requirements_of(order: Order) -> dict[str, bytes]:
@@ -98,12 +108,13 @@ def _npz(**arrays: Any) -> bytes:
     return buffer.getvalue()
 
 
-def readme(run: RunFolder, order: Order, folders: Sequence[str]) -> bytes:
+def readme(run: RunFolder, order: Order, folders: Sequence[str], example: str) -> bytes:
     """The folder's own README: of a bundle for a target, or of one for any 64-bit Linux."""
     known = {
         "model": run.model,
         "labels": ", ".join(run.training["labels"]),
         "precision": order.first,
+        "example": example,
     }
     requirements = [f"requirements-{name}.txt" for name in order.runtimes]
     if order.place is not None and order.is_native:

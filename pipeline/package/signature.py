@@ -6,12 +6,14 @@ checked with a public key that comes by another way. The same key and bytes are 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from deploy.runner.bundle import SIGNATURE, SUMS
 
 from ..errors import BadInput, Missing, UsageError
+from ..run_folder import RunFolder
 from .archive import read_archive
 
 if TYPE_CHECKING:
@@ -96,3 +98,20 @@ def check_signed(archive: Path, key: Path) -> dict[str, Any]:
             "do not use this bundle, or give its maker's own key",
         ) from error
     return manifest
+
+
+def kept_signature(
+    run: RunFolder, target: str, config: dict[str, Any], on_note: Callable[[str], None]
+) -> dict[str, Any]:
+    """What is to be added to the config of a bundle that is not to be signed: one that is there is
+    no other for being signed.
+    """
+    signer = run.record["artefacts"].get(target, {}).get("config", {}).get("signed_by")
+    if signer is None:
+        return {}
+    signed = {"signed_by": signer}
+    if run.is_current(target, config | signed):
+        return signed
+    mend = "sign the new one with 'pipeline package --sign'"
+    on_note(f"note: {target} was signed, and is out of date or another was ordered; {mend}")
+    return {}
