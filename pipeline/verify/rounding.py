@@ -68,8 +68,9 @@ def float_round_away(accumulator: Array, multiplier: Multiplier) -> Array:
 
 
 def double_precision(accumulator: Array, multiplier: Multiplier) -> Array:
-    """In float64, halves away from zero: LiteRT's reference kernel of FULLY_CONNECTED, which a
-    fixed point of 31 bits does not tell from `single_round` but where a sum is a half.
+    """In float64, halves away from zero: LiteRT's reference kernel of FULLY_CONNECTED, the only one
+    for int16. In int8 a fixed point of 31 bits does not tell it from `single_round` but where a sum
+    is a half.
     """
     return half_away(accumulator * multiplier.exact)
 
@@ -134,7 +135,7 @@ def integer_mean(total: Array, count: int, ratio: float) -> Array:
 
 
 def short_multiplier(accumulator: Array, multiplier: Multiplier) -> Array:
-    """tflite-runtime's int16 kernels, and LiteRT's of depthwise convolutions. See `int16`."""
+    """tflite-runtime's int16 kernels, and LiteRT's of convolutions. See `int16`."""
     return short_product(accumulator.astype(np.int64), *fixed_point(multiplier.exact))
 
 
