@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from .errors import UsageError, unknown
-from .precisions import FORMATS, PRECISIONS, USUAL, refuse_without_file
+from .precisions import FORMATS, PRECISIONS, USUAL, refuse_without_file, with_a_file
 
 if TYPE_CHECKING:
     from .checkpoint import TrainConfig
@@ -31,10 +31,15 @@ def split(option: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
 
 
 def chosen_of(formats: str, precisions: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """What --format and --precision name. Raises UsageError."""
-    chosen = split("format", formats, FORMATS), split("precision", precisions, PRECISIONS)
-    refuse_without_file(*chosen)
-    return chosen
+    """What --format and --precision name; all precisions are those that come in a format that is
+    named. Raises UsageError.
+    """
+    kinds = split("format", formats, FORMATS)
+    chosen = split("precision", precisions, PRECISIONS)
+    if precisions == "all":
+        chosen = with_a_file(kinds)
+    refuse_without_file(kinds, chosen)
+    return kinds, chosen
 
 
 def order_of(options: dict[str, Any], target: str | None, system: str | None) -> Order:

@@ -4,35 +4,54 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from deploy.runner.contract import PRECISIONS
+from deploy.runner.contract import INTEGERS, PRECISIONS
 
 from .errors import UsageError
 
-__all__ = ["FORMATS", "PRECISIONS", "SMALL_WEIGHTS", "USUAL", "artefacts", "refuse_without_file"]
+__all__ = [
+    "FORMATS",
+    "INTEGERS",
+    "PRECISIONS",
+    "SMALL_WEIGHTS",
+    "USUAL",
+    "artefacts",
+    "refuse_without_file",
+    "with_a_file",
+]
 
 FORMATS = ("onnx", "tflite", "c")
 USUAL = ("fp32", "int8")  # what is made where nothing is said
-# Float programs with weights of fewer bits. C would have to be generated with these made float32
-# again: it would be the fp32 program's size and speed, without its weights.
-SMALL_WEIGHTS = ("fp16", "dynamic")
+SMALL_WEIGHTS = ("fp16", "dynamic")  # float programs with weights of fewer bits
+# What a precision does not come in, and why.
+_AS_FP32 = "it would be as large as that of fp32"  # its weights would be made float32 again
+LACKING = {
+    ("fp16", "c"): _AS_FP32,
+    ("dynamic", "c"): _AS_FP32,
+    ("int16x8", "onnx"): "ONNX Runtime has no kernels for int16 values",
+    ("int16x8", "c"): "its kernels are of int8 and float32",
+}
+NAMES = {"onnx": "ONNX", "tflite": "TFLite", "c": "C"}
 
 
 def artefacts(formats: Iterable[str], precisions: Sequence[str]) -> list[tuple[str, str]]:
     """(precision, format) of every file that is exported."""
     kinds = tuple(formats)
-    return [
-        (precision, kind)
-        for precision in precisions
-        for kind in kinds
-        if kind != "c" or precision not in SMALL_WEIGHTS
-    ]
+    files = [(precision, kind) for precision in precisions for kind in kinds]
+    return [file for file in files if file not in LACKING]
+
+
+def with_a_file(formats: Sequence[str]) -> tuple[str, ...]:
+    """The precisions that come in at least one of the formats."""
+    return tuple(precision for precision in PRECISIONS if artefacts(formats, [precision]))
 
 
 def refuse_without_file(formats: Sequence[str], precisions: Sequence[str]) -> None:
     """Raises UsageError for a precision that comes in none of the formats."""
     for precision in precisions:
         if not artefacts(formats, [precision]):
+            reasons = (f"no {NAMES[kind]}: {LACKING[precision, kind]}" for kind in formats)
+            add = [kind for kind in FORMATS if (precision, kind) not in LACKING]
             raise UsageError(
-                f"--precision {precision} has no C: it would be as large as that of fp32",
-                "add onnx or tflite, or take fp32 or int8",
+                f"--precision {precision} has {', and '.join(reasons)}",
+                f"add {' or '.join(add)}, or take fp32 or int8",
             )

@@ -55,6 +55,8 @@ LAYERS: dict[Any, str] = {
     aten.cat.default: "concat",
 }
 
+WEIGHTED = {aten.conv2d.default, aten.conv2d.padding, aten.linear.default}
+
 # A clamp or a normalisation that is the only user of one of these kinds is merged into it by the
 # converters, so the two are one layer.
 MERGED = {

@@ -94,7 +94,7 @@ def run_all(
             network,
             config,
             resume=resume,
-            int8="int8" in precisions,
+            precisions=precisions,
             on_batch=on_batch,
             on_epoch=on_epoch,
         )

@@ -20,7 +20,7 @@ from typing import Any
 
 from .errors import BadInput, Missing, UsageError, unknown
 from .files import digest_of, replace_folder, replacing, write_atomically
-from .precisions import SMALL_WEIGHTS
+from .precisions import USUAL
 
 RECORD = "run.json"
 CHECKPOINT = "checkpoint.safetensors"
@@ -157,7 +157,7 @@ class RunFolder:
         else:
             precision, _, kind = filename.removeprefix(f"{self.model}-").rpartition(".")
             command = "export"
-            command += f" --precision {precision}" if precision in SMALL_WEIGHTS else ""
+            command += f" --precision {precision}" if precision not in USUAL else ""
             command += f" --format {kind}" if kind != "pt2" else ""
         return f"run 'pipeline {command} --run {self.name}'"
 

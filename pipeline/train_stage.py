@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +19,7 @@ from .data import Dataset, Split, load_dataset
 from .errors import BadInput, Interrupted, UsageError, UserError, first_line
 from .logs import event_writer, logs
 from .network import Network
+from .precisions import INTEGERS
 from .program import capture, saved
 from .run_folder import CHECKPOINT, RunFolder
 from .train import OnBatch, OnEpoch, evaluate, fit
@@ -34,7 +35,7 @@ def train_run(
     config: TrainConfig,
     *,
     resume: bool = False,
-    int8: bool = False,
+    precisions: Sequence[str] = (),
     tensorboard: bool = False,
     on_batch: OnBatch = lambda *_: None,
     on_epoch: OnEpoch = lambda _: None,
@@ -42,10 +43,10 @@ def train_run(
 ) -> dict[str, Any]:
     """Train into a run: its weights, its float program, and what is known about both.
 
-    `int8` refuses a network that cannot be quantized before it is trained. Of several workers this
-    is for the first, `assist` for the others. Returns the facts, as they stand in run.json under
-    "training". Raises the errors of the data set, the network and the loop; a checkpoint of the
-    last whole epoch stays for --resume.
+    A network that cannot be quantized to one of `precisions` is refused before it is trained. Of
+    several workers this is for the first, `assist` for the others. Returns the facts, as they stand
+    in run.json under "training". Raises the errors of the data set, the network and the loop; a
+    checkpoint of the last whole epoch stays for --resume.
     """
     torch.use_deterministic_algorithms(True, warn_only=True)
     path = run.path / CHECKPOINT
@@ -55,12 +56,12 @@ def train_run(
             event_writer()
         with explained(network.name, run.name, path.is_file):
             dataset, module = _prepared(network, config, workers)
-            # What cannot be frozen, or quantized where int8 is wanted, is better known now.
+            # What cannot be frozen, or quantized as is wanted, is better known now.
             frozen = capture(module, network.input_shape)
-            if int8:
+            if INTEGERS.keys() & set(precisions):
                 from .quantization import check
 
-                check(frozen)
+                check(frozen, precisions)
             known = checkpoint.read(path).history if resume else []
             run.remove_leftovers()
             if not resume:  # what is left of another training must not be gone on with

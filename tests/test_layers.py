@@ -23,8 +23,8 @@ from models.lenet import LeNet5Classic
 from pipeline import program
 from pipeline.errors import BadInput
 from pipeline.export import EXPORTERS
-from pipeline.precisions import SMALL_WEIGHTS
-from pipeline.quantization import quantize, with_small_weights
+from pipeline.precisions import INTEGERS, SMALL_WEIGHTS
+from pipeline.quantization import quantize, quantize_int16x8, with_small_weights
 from pipeline.verify.layers import IMAGE, align, read_network
 from pipeline.verify.onnx_file import OnnxFile
 from pipeline.verify.runtimes import Configuration, Runtimes
@@ -68,13 +68,16 @@ def export(network: nn.Module, shape: tuple[int, int, int], precision: str) -> E
     module = program.plain(program.capture(network.eval(), shape).module())
     if precision == "int8":
         module = quantize(module, torch.from_numpy(images(shape, 16)))
+    elif precision == "int16x8":
+        module = quantize_int16x8(module, torch.from_numpy(images(shape, 16)))
     elif precision in SMALL_WEIGHTS:
         module = with_small_weights(module, precision)
         module = program.plain(program.capture(module, shape).module())  # as it is read again
     last, *taps = program.with_taps(module)[1]
 
     def quantization(node: fx.Node | None) -> Quantization | None:
-        return Quantization(*program.quantization_of(module, node)) if node else None
+        dtype = INTEGERS.get(precision, "")
+        return Quantization(*program.quantization_of(module, node), dtype) if node else None
 
     first = next((node for node in module.graph.nodes if program.is_quantize(node)), None)
     contract = Contract(

@@ -88,8 +88,9 @@ def _refuse_unlike_schema(manifest: dict[str, Any], where: str) -> None:
         if precision not in PRECISIONS:
             raise ValueError(f"unknown precision {precision!r}")
         Contract.from_json(json.dumps(contract), where)
-    if "dynamic" in manifest["contracts"]:
-        _refuse_mistyped(manifest, {"dynamic_relative": (int, float)}, "it")
+    for precision, limit in (("dynamic", "dynamic_relative"), ("int16x8", "int16x8_steps")):
+        if precision in manifest["contracts"]:
+            _refuse_mistyped(manifest, {limit: (int, float)}, "it")
     if "target" in manifest:
         _refuse_mistyped(manifest["target"], OF_TARGETS, "'target'")
 

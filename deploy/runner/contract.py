@@ -1,8 +1,8 @@
 """The contract between a trained model and the device: what goes in, what comes out, what it means.
 
 It is embedded in every exported model file and in the bundle's manifest. Normalisation is
-`pixel / 255` and nothing else, so an int8 input has scale 1/255 and zero point -128 and a camera
-byte is the model's input.
+`pixel / 255` and nothing else, so an int8 input has scale 1/255 and zero point -128 (an int16 one
+1/255 and 0), and a camera byte is the model's input.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from .errors import BadInput
 SCHEMA = 1
 PREPARATIONS = ("glyph", "picture")
 SCORES = ("logits", "probabilities")
-PRECISIONS = ("fp32", "int8", "fp16", "dynamic")
+PRECISIONS = ("fp32", "int8", "fp16", "dynamic", "int16x8")
+# Those whose values are integers, and which: int16x8 has int16 values and int8 weights.
+INTEGERS = {"int8": "int8", "int16x8": "int16"}
 
 
 def default_precision(there: Collection[str]) -> str:
@@ -28,10 +30,11 @@ def default_precision(there: Collection[str]) -> str:
 
 @dataclass(frozen=True)
 class Quantization:
-    """real = scale * (integer - zero_point); the integers are int8."""
+    """real = scale * (integer - zero_point); the integers are of `dtype`, one of INTEGERS."""
 
     scale: float
     zero_point: int
+    dtype: str = "int8"
 
 
 @dataclass(frozen=True)
@@ -43,8 +46,8 @@ class Contract:
     scaled into a box and centred as MNIST was made (dark ink on paper is inverted); `picture` is
     resized and otherwise left alone. `scores` says whether the outputs are logits or already
     probabilities; `temperature` is what logits are divided by before they become some (Guo et al.
-    2017). `input` and `output` are the quantization of an int8 model, None for others: fp16 and
-    dynamic are float models with weights stored as float16 or int8.
+    2017). `input` and `output` are the quantization of a model of INTEGERS, None for others: fp16
+    and dynamic are float models with weights stored as float16 or int8.
     """
 
     model: str
@@ -63,12 +66,15 @@ class Contract:
     schema: int = SCHEMA
 
     def to_json(self) -> str:
-        """Canonical JSON: the same contract is always the same bytes. A temperature of 1 is left
-        out: older runners know of none.
+        """Canonical JSON: the same contract is always the same bytes. A temperature of 1 and the
+        dtype int8 are left out: older runners know of no others.
         """
         record = asdict(self)
         if self.temperature == 1.0:
             del record["temperature"]
+        for side in (record["input"], record["output"]):
+            if side is not None and side["dtype"] == "int8":
+                del side["dtype"]
         return json.dumps(record, sort_keys=True, separators=(",", ":"))
 
     @classmethod
@@ -84,7 +90,8 @@ class Contract:
             for key in ("input", "output"):
                 if record[key] is not None:
                     scale, zero_point = record[key]["scale"], record[key]["zero_point"]
-                    record[key] = Quantization(float(scale), int(zero_point))
+                    dtype = str(record[key].get("dtype", "int8"))
+                    record[key] = Quantization(float(scale), int(zero_point), dtype)
             missing = {field.name for field in fields(cls)} - {"temperature"} - set(record)
             if missing:
                 raise ValueError(f"it lacks {', '.join(sorted(missing))}")
@@ -108,6 +115,7 @@ class Contract:
         if self.input_shape[0] not in (1, 3) or min(self.input_shape) < 1 or not self.labels:
             raise ValueError(f"input shape {self.input_shape} with {len(self.labels)} labels")
         sides = [side for side in (self.input, self.output) if side is not None]
-        sound = all(0 < side.scale < math.inf for side in sides)
-        if len(sides) != (2 if self.precision == "int8" else 0) or not sound:
+        dtype = INTEGERS.get(self.precision)
+        sound = all(0 < side.scale < math.inf and side.dtype == dtype for side in sides)
+        if len(sides) != (2 if dtype else 0) or not sound:
             raise ValueError(f"{self.precision} with quantization {self.input}, {self.output}")

@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from .backends import Model
 from .bundle import Bundle
+from .contract import INTEGERS
 from .errors import BadInput
 from .scores import real, steps
 
@@ -22,7 +23,7 @@ FP32_RELATIVE = 2.0**-16
 
 @dataclass(frozen=True)
 class Result:
-    """Largest deviation over all golden vectors, in steps for int8, else relative."""
+    """Largest deviation over all golden vectors, in steps for INTEGERS, else relative."""
 
     runtime: str
     precision: str
@@ -47,11 +48,10 @@ def selftest(bundle: Bundle, model: Model) -> Result:
     found = model.run(images)[0]
     if found.shape != expected.shape:
         raise BadInput(f"{model.runtime}: outputs have shape {found.shape}, not {expected.shape}")
-    if precision == "int8":
-        assert model.contract.output is not None
+    if model.contract.output is not None:
         difference = np.abs(steps(found, model.contract.output).astype(np.float64) - expected)
         # One step more than verification found between the runtimes and the program.
-        limit = float(bundle.manifest["int8_steps"])
+        limit = float(bundle.manifest[f"{precision}_steps"])
     else:
         difference = relative(real(found, None), expected.astype(np.float64))
         limit = FP32_RELATIVE
@@ -63,7 +63,7 @@ def selftest(bundle: Bundle, model: Model) -> Result:
 
 def unit(precision: str) -> str:
     """Of a result's `largest` and `limit`."""
-    return "steps" if precision == "int8" else "of the largest score"
+    return "steps" if precision in INTEGERS else "of the largest score"
 
 
 def relative(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

@@ -16,7 +16,7 @@ from deploy.runner.contract import Contract, Quantization
 from .. import __version__, program
 from ..errors import BadInput, Missing, UsageError
 from ..files import replace_folder
-from ..precisions import FORMATS, SMALL_WEIGHTS, USUAL, artefacts
+from ..precisions import FORMATS, INTEGERS, SMALL_WEIGHTS, USUAL, artefacts
 from ..run_folder import NEW, RunFolder
 from . import onnx, tflite
 from .c import Generated, digest, generate, write
@@ -49,6 +49,7 @@ def contract_of(run: RunFolder, module: fx.GraphModule, precision: str) -> Contr
         source = final.args[0].args[0]  # type: ignore[union-attr,assignment]
     probabilities = source.target is program.aten.softmax.int
     first = next((node for node in module.graph.nodes if program.is_quantize(node)), None)
+    dtype = INTEGERS.get(precision, "")
     return Contract(
         model=run.model,
         precision=precision,
@@ -57,8 +58,8 @@ def contract_of(run: RunFolder, module: fx.GraphModule, precision: str) -> Contr
         input_shape=run.input_shape,
         preparation=training["preparation"],
         scores="probabilities" if probabilities else "logits",
-        input=Quantization(*program.quantization_of(module, first)) if first else None,
-        output=Quantization(*program.quantization_of(module, final)) if first else None,
+        input=Quantization(*program.quantization_of(module, first), dtype) if first else None,
+        output=Quantization(*program.quantization_of(module, final), dtype) if first else None,
         program_sha256=run.entry(run.artefact(precision, "pt2"))["sha256"],
         pipeline_version=__version__,
         temperature=temperature_of(run, precision),
@@ -70,11 +71,11 @@ def export_run(
 ) -> dict[str, bool]:
     """Export a run's programs. Returns file name to whether it was made now (else it was current).
 
-    Makes a precision's program first where there is none; int8 weights or halves are made anew when
+    Makes a precision's program first where there is none; all but fp32 and int8 are made anew when
     they are not current. C is generated from the ONNX file. Raises BadInput where an exporter
     refuses the network.
     """
-    from ..quantization import quantize_run, store_small
+    from ..quantization import quantize_run, store_int16x8, store_small
 
     made: dict[str, bool] = {}
     for precision in precisions:
@@ -83,6 +84,8 @@ def export_run(
             quantize_run(run)
         if precision in SMALL_WEIGHTS:
             store_small(run, precision)
+        if precision == "int16x8":
+            store_int16x8(run)
         files = artefacts(formats, [precision])
         if run.plan is not None and run.plan.get(source) == NEW:  # nothing is known of it yet
             run.wants(*(run.artefact(*file) for file in files))

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
 INPUT, OUTPUT = "image", "scores"
 WEIGHTED = {"Conv", "Gemm", "MatMul"}
+OF_INT16 = 21  # the first opset that quantizes to int16
 
 
 def export(
@@ -54,6 +55,7 @@ def export(
                 output_names=[OUTPUT, *(f"tap_{name}" for name in taps)],
                 dynamic_shapes=({0: torch.export.Dim("batch")},),
                 verbose=False,
+                opset_version=OF_INT16 if contract.precision == "int16x8" else None,
             )
     except Exception as error:  # the exporter reports what it cannot do in many exception types
         raise BadInput(

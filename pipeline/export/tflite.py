@@ -8,7 +8,9 @@ import zipfile
 from importlib.metadata import version
 from math import prod
 from pathlib import Path
+from typing import Any
 
+import numpy.typing as npt
 import torch
 from torch import fx
 from torch.fx.passes.shape_prop import ShapeProp
@@ -18,8 +20,9 @@ from deploy.runner.contract import Contract
 from deploy.runner.quiet import quiet
 
 from ..errors import BadInput, first_line
-from ..precisions import SMALL_WEIGHTS
-from ..program import aten, constant, decomposed, fold, unpacked
+from ..precisions import INTEGERS, SMALL_WEIGHTS
+from ..program import WEIGHTED, aten, constant, decomposed, fold, unpacked
+from .tflite_biases import with_int64_biases
 from .tflite_weights import repacked
 
 POOLINGS = {aten.max_pool2d.default, aten.max_pool2d_with_indices.default, aten.avg_pool2d.default}
@@ -29,17 +32,19 @@ EPOCH = (1980, 1, 1, 0, 0, 0)  # the same file every time
 def export(
     module: fx.GraphModule, contract: Contract, path: Path, taps: tuple[str, ...] = ()
 ) -> None:
-    """Write `module` as TFLite: one image, 1 x C x H x W; int8 in and out where it is int8.
+    """Write `module` as TFLite: one image, 1 x C x H x W; integers in and out where it has some.
 
     `taps` names the further outputs of a program with taps; they come in the program's order.
     Raises BadInput when the converter refuses the program, and where what it made of it is known to
     be wrong: a file that LiteRT cannot load, or with other shapes than the program's.
     """
     _refuse_indices(module, path)
-    module = copy.deepcopy(module) if contract.precision == "int8" else unpacked(module)
-    if contract.precision == "int8":
+    quantized = contract.precision in INTEGERS
+    module = copy.deepcopy(module) if quantized else unpacked(module)
+    biases = _biases(module)
+    if quantized:
         # The converter quantizes biases by itself and refuses quantized ones. Given the values that
-        # the int32 biases stand for, it finds the same integers again.
+        # the int32 biases stand for, it finds the same integers again, or nearly.
         fold(module, [node for node in module.graph.nodes if _is_dequantized_bias(node)])
         _settle_weights(module)
     try:
@@ -53,7 +58,7 @@ def export(
             converted = litert_torch.convert(
                 module,
                 (torch.zeros(1, *contract.input_shape),),
-                quant_config=config if contract.precision == "int8" else None,
+                quant_config=config if quantized else None,
             )
             converted.export(str(path))
     except Exception as error:  # the converter reports what it cannot do in many exception types
@@ -64,6 +69,8 @@ def export(
     try:
         if contract.precision in SMALL_WEIGHTS:
             path.write_bytes(repacked(path.read_bytes(), contract.precision))
+        if contract.precision == "int16x8":
+            path.write_bytes(with_int64_biases(path.read_bytes(), biases))
         _check_shapes(module, contract, path)
     except BadInput:
         path.unlink()
@@ -89,6 +96,17 @@ def _settle_weights(module: fx.GraphModule) -> None:
             settled.meta["val"] = getattr(module, name)
             source.update_arg(0, settled)
     module.recompile()
+
+
+def _biases(module: fx.GraphModule) -> list[npt.NDArray[Any] | None]:
+    """The integers of each convolution and linear layer's bias, in the program's order."""
+    sources = [node.args[2:3] for node in module.graph.nodes if node.target in WEIGHTED]
+    return [
+        constant(module, source[0].args[0]).numpy()
+        if source and isinstance(source[0], fx.Node) and _is_dequantized_bias(source[0])
+        else None
+        for source in sources
+    ]
 
 
 def _is_dequantized_bias(node: fx.Node) -> bool:

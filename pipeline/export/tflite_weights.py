@@ -40,6 +40,14 @@ def repacked(content: bytes, precision: str) -> bytes:
     }
     made = [store(number, axis) for number, axis in weights.items()]
     graph.operators = [operator for operator in made if operator] + graph.operators
+    return written(model)
+
+
+def written(model: Any) -> bytes:
+    """The bytes of a changed model, without what no tensor of its one graph holds any more."""
+    from ai_edge_litert.tools import flatbuffer_utils as flatbuffer
+
+    (graph,) = model.subgraphs
     used = {tensor.buffer for tensor in graph.tensors} | {m.buffer for m in model.metadata or ()}
     for number, buffer in enumerate(model.buffers):
         if number not in used:

@@ -24,9 +24,9 @@ def manifest_of(
 ) -> dict[str, Any]:
     """manifest.json, but for its digests."""
     verified = [a for a in report["artefacts"] if a["file"] in shipped.values() and a["shipped"]]
-    int8, dynamic = (
+    int8, int16x8, dynamic = (
         [a["final"] for a in verified if a["precision"] == precision]
-        for precision in ("int8", "dynamic")
+        for precision in ("int8", "int16x8", "dynamic")
     )
     manifest = {
         "schema": bundle.SCHEMA,
@@ -34,10 +34,11 @@ def manifest_of(
         "pipeline_version": __version__,
         "contracts": contracts,
         "models": {file: _verdict(model, verified) for file, model in shipped.items()},
-        # On the device a tie may fall otherwise than it did here: one step more than was found.
-        "int8_steps": 1 + max((final["largest"] for final in int8), default=0.0),
+        "int8_steps": _steps(int8),
         "test_images": report["test_images"],
     }
+    if int16x8:
+        manifest["int16x8_steps"] = _steps(int16x8)
     if dynamic:  # other kernels may quantize in another way
         manifest["dynamic_relative"] = 2 * max(final["relative"] for final in dynamic)
     if order.place is not None:
@@ -50,6 +51,13 @@ def manifest_of(
         if compiler is not None:
             manifest["target"]["compiler"] = compiler
     return manifest
+
+
+def _steps(finals: list[dict[str, Any]]) -> float:
+    """How far outputs may be off on a device, where a tie may fall otherwise than it did here: one
+    more than was found.
+    """
+    return 1 + max((float(final["largest"]) for final in finals), default=0.0)
 
 
 def _verdict(model: str, verified: list[dict[str, Any]]) -> dict[str, Any]:

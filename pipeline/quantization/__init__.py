@@ -2,6 +2,7 @@
 
 from .calibration import check, quantize
 from .choice import Calibration, quantize_run
+from .int16x8 import quantize_int16x8, store_int16x8
 from .rules import Int8Quantizer
 from .small_weights import store_small, with_small_weights
 
@@ -10,7 +11,9 @@ __all__ = [
     "Int8Quantizer",
     "check",
     "quantize",
+    "quantize_int16x8",
     "quantize_run",
+    "store_int16x8",
     "store_small",
     "with_small_weights",
 ]

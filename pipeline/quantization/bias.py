@@ -13,8 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 
-from ..program import attribute
-from .rules import WEIGHTED
+from ..program import WEIGHTED, attribute
 
 
 class _Means(fx.Interpreter):

@@ -1,8 +1,9 @@
-"""From a float program and images to an int8 program."""
+"""From a float program and images to one of integers."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, fx
@@ -12,11 +13,16 @@ from ..program import plain
 from .bias import correct, means
 from .observers import activation
 from .rules import Int8Quantizer
+from .rules_int16 import Int16x8Quantizer
+
+QUANTIZERS = {"int8": Int8Quantizer, "int16x8": Int16x8Quantizer}
 
 
-def check(exported: torch.export.ExportedProgram) -> None:
-    """Refuse a network that has no int8 form. Raises BadInput."""
-    prepare_pt2e(plain(exported.module()), Int8Quantizer())
+def check(exported: torch.export.ExportedProgram, precisions: Sequence[str]) -> None:
+    """Refuse a network that has no form in one of these precisions. Raises BadInput."""
+    for precision, quantizer in QUANTIZERS.items():
+        if precision in precisions:
+            prepare_pt2e(plain(exported.module()), quantizer())
 
 
 def quantize(
@@ -31,7 +37,19 @@ def quantize(
     `observer` is one of OBSERVERS. Weights stay float values behind quantize nodes, so that one
     program serves all exporters. Raises BadInput.
     """
-    quantizer = Int8Quantizer(activation(observer))
+    return calibrated(
+        program, pixels, Int8Quantizer(activation(observer)), bias_correction=bias_correction
+    )
+
+
+def calibrated(
+    program: fx.GraphModule,
+    pixels: Tensor,
+    quantizer: Int8Quantizer,
+    *,
+    bias_correction: bool = False,
+) -> fx.GraphModule:
+    """A float program by the rules of `quantizer`. See `quantize`."""
     prepared = prepare_pt2e(copy.deepcopy(program), quantizer)
     with torch.no_grad():
         for images in pixels.split(256):

@@ -18,6 +18,7 @@ specification"), expressed as a torchao Quantizer:
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
 
@@ -34,7 +35,7 @@ from torchao.quantization.pt2e.quantizer import (
 )
 
 from ..errors import BadInput
-from ..program import TRANSPARENT, aten, attribute
+from ..program import TRANSPARENT, WEIGHTED, aten, attribute
 from .observers import SMALLEST_SCALE, activation
 
 ANNOTATION = "quantization_annotation"
@@ -56,10 +57,7 @@ def _fixed(scale: float, zero_point: int) -> FixedQParamsQuantizationSpec:
     )
 
 
-INPUT = _fixed(1 / 255, -128)
-
 # Operators by the rule that quantizes them.
-WEIGHTED = {aten.conv2d.default, aten.conv2d.padding, aten.linear.default}
 FUSED = {
     aten.relu.default,
     aten.relu_.default,
@@ -69,11 +67,7 @@ FUSED = {
 }
 SUMS = {aten.add.Tensor, aten.add_.Tensor, aten.sub.Tensor}
 OWN_OUTPUT = {aten.mul.Tensor, aten.mean.dim}
-FIXED_OUTPUT = {
-    aten.sigmoid.default: _fixed(1 / 256, -128),
-    aten.softmax.int: _fixed(1 / 256, -128),
-    aten.tanh.default: _fixed(1 / 128, 0),
-}
+FIXED_OUTPUT = {aten.sigmoid.default, aten.softmax.int, aten.tanh.default}
 SHAPES = {aten.sym_size.int}  # numbers about tensors, not tensors
 SHARED = (TRANSPARENT - SHAPES) | {
     aten.max_pool2d.default,
@@ -94,9 +88,17 @@ class Int8Quantizer(Quantizer):  # type: ignore[misc]  # torchao is untyped
 
     # litert_torch asks its quantizer for this and nothing else.
     global_config = SimpleNamespace(is_dynamic=False)
+    precision = "int8"
+    constant = MINMAX  # what is added or multiplied
+    input = _fixed(1 / 255, -128)
+    fixed: Mapping[Any, FixedQParamsQuantizationSpec] = {
+        aten.sigmoid.default: _fixed(1 / 256, -128),
+        aten.softmax.int: _fixed(1 / 256, -128),
+        aten.tanh.default: _fixed(1 / 128, 0),
+    }
 
     def __init__(self, activation: Any = None, weight: Any = WEIGHT) -> None:
-        self.activation = activation or MINMAX
+        self.activation = activation or self.constant
         self.weight = weight
         self.roots: dict[fx.Node, fx.Node] = {}
 
@@ -115,7 +117,9 @@ class Int8Quantizer(Quantizer):  # type: ignore[misc]  # torchao is untyped
             if node.target is aten.div.Tensor:
                 node.target, value = aten.mul.Tensor, 1 / value
             if len(node.kwargs):
-                raise BadInput(f"int8: {node.name} has {node.kwargs}, which has no rule")
+                raise BadInput(
+                    f"{self.precision}: {node.name} has {node.kwargs}, which has no rule"
+                )
             rank = node.args[0].meta["val"].dim()
             name = f"operand_of_{node.name}"
             model.register_buffer(name, value.reshape([1] * rank) if value.dim() == 0 else value)
@@ -128,7 +132,7 @@ class Int8Quantizer(Quantizer):  # type: ignore[misc]  # torchao is untyped
         """See torchao's Quantizer. Raises BadInput for an operator without a rule."""
         for node in model.graph.nodes:
             if node.op == "placeholder":
-                self._annotate(node, {}, INPUT)
+                self._annotate(node, {}, self.input)
             elif node.op == "call_function" and node.target not in SHAPES:
                 self._annotate_call(node)
         return model
@@ -143,10 +147,21 @@ class Int8Quantizer(Quantizer):  # type: ignore[misc]  # torchao is untyped
 
     def _shared(self, node: fx.Node) -> SharedQuantizationSpec:
         if node not in self.roots:
-            raise BadInput(f"int8: {node.name} ({node.target}) has no quantized input to work on")
+            raise BadInput(
+                f"{self.precision}: {node.name} ({node.target}) has no quantized input to work on"
+            )
         return SharedQuantizationSpec(self.roots[node])
 
+    def _refusal(self, node: fx.Node) -> BadInput:
+        known = sorted({str(op).split(".")[1].rstrip("_") for op in self.known()})
+        return BadInput(
+            f"{self.precision}: no quantization rule for {node.target} ({node.name})",
+            f"give --precision fp32, or change the layer; known are {', '.join(known)}",
+        )
+
     def _annotate_call(self, node: fx.Node) -> None:
+        if node.target not in self.known():
+            raise self._refusal(node)
         operands = [arg for arg in node.args if isinstance(arg, fx.Node) and arg in self.roots]
         if node.target in WEIGHTED:
             self._annotate_weighted(node)
@@ -160,26 +175,24 @@ class Int8Quantizer(Quantizer):  # type: ignore[misc]  # torchao is untyped
             alone = node.target in OWN_OUTPUT or not _feeds_one(node, FUSED)
             inputs: dict[fx.Node, Any] = {operand: self._shared(operand) for operand in operands}
             constants = [n for n in node.all_input_nodes if n.op == "get_attr"]
-            inputs |= dict.fromkeys(constants, MINMAX)
+            inputs |= dict.fromkeys(constants, self.constant)
             self._annotate(node, inputs, self.activation if alone else None)
         elif node.target in FIXED_OUTPUT:
             source = node.all_input_nodes[0]
-            self._annotate(node, {source: self._shared(source)}, FIXED_OUTPUT[node.target])
+            self._annotate(node, {source: self._shared(source)}, self.fixed[node.target])
         elif node.target in SHARED:
             self._annotate_shared(node, node.all_input_nodes[0])
         elif node.target in CONCATENATED:
             self._annotate_concatenated(node)
         elif node.target in FOLDED:
             if node.all_input_nodes[0].target not in WEIGHTED:
-                raise BadInput(f"int8: {node.name} stands after no convolution to fold it into")
+                raise BadInput(
+                    f"{self.precision}: {node.name} stands after no convolution to fold it into"
+                )
             if not _feeds_one(node, FUSED):
                 self._annotate(node, {}, self.activation)
         else:
-            known = sorted({str(op).split(".")[1].rstrip("_") for op in self.known()})
-            raise BadInput(
-                f"int8: no quantization rule for {node.target} ({node.name})",
-                f"give --precision fp32, or change the layer; known are {', '.join(known)}",
-            )
+            raise self._refusal(node)
 
     def _annotate_shared(self, node: fx.Node, source: fx.Node) -> None:
         self._annotate(node, {source: self._shared(source)}, self._shared(source))
@@ -192,7 +205,8 @@ class Int8Quantizer(Quantizer):  # type: ignore[misc]  # torchao is untyped
         for root in (first, *others) if others else ():
             if root.meta[ANNOTATION].output_qspec is not self.activation:
                 raise BadInput(
-                    f"int8: {node.name} concatenates {root.name}, whose parameters are fixed",
+                    f"{self.precision}: {node.name} concatenates {root.name}, whose parameters are "
+                    "fixed",
                     "give --precision fp32",
                 )
         for root in others:
@@ -201,19 +215,9 @@ class Int8Quantizer(Quantizer):  # type: ignore[misc]  # torchao is untyped
         self._annotate(node, {part: self._shared(part) for part in parts}, self._shared(parts[0]))
         self.roots[node] = first
 
-    @staticmethod
-    def known() -> set[Any]:
+    def known(self) -> set[Any]:
         """All operators with a rule."""
-        return (
-            WEIGHTED
-            | FUSED
-            | SUMS
-            | OWN_OUTPUT
-            | set(FIXED_OUTPUT)
-            | SHARED
-            | CONCATENATED
-            | FOLDED
-        )
+        return WEIGHTED | FUSED | SUMS | OWN_OUTPUT | FIXED_OUTPUT | SHARED | CONCATENATED | FOLDED
 
     def _annotate_weighted(self, node: fx.Node) -> None:
         source, weight = node.args[0], node.args[1]

@@ -23,10 +23,10 @@ from torchao.quantization.pt2e.quantizer import Quantizer
 
 from .. import __version__
 from ..errors import BadInput
-from ..program import aten, attribute, capture, decomposed, load, plain, saved
+from ..program import WEIGHTED, aten, attribute, capture, decomposed, load, plain, saved
 from ..run_folder import RunFolder
 from .observers import SMALLEST_SCALE
-from .rules import WEIGHT, WEIGHTED
+from .rules import WEIGHT
 
 
 class _NoActivation(Quantizer):  # type: ignore[misc]  # torchao is untyped

@@ -17,9 +17,9 @@ from PIL import Image
 
 INK = "#010203"  # stands for the page's text colour until the page is there
 # Okabe and Ito's palette, which tells apart for all eyes, on light and on dark.
-BLUE, ORANGE, GREEN, PINK = "#0072b2", "#d55e00", "#009e73", "#cc79a7"
+BLUE, ORANGE, GREEN, PINK, SKY = "#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9"
 GREY = "#888888"
-OF_PRECISION = {"fp32": BLUE, "int8": ORANGE, "fp16": GREEN, "dynamic": PINK}
+OF_PRECISION = {"fp32": BLUE, "int8": ORANGE, "fp16": GREEN, "dynamic": PINK, "int16x8": SKY}
 STYLE: dict[str, Any] = {
     "svg.fonttype": "none",  # text stays text: it is found, read aloud and printed sharp
     "svg.hashsalt": "report",  # the same picture is the same bytes

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ..precisions import PRECISIONS
+from ..precisions import INTEGERS, PRECISIONS
 
 Record = dict[str, Any]
 
@@ -45,13 +45,13 @@ def parity_of(verification: Record) -> Record:
 
 
 def _cell(layer: Record, precision: str) -> Record:
-    """Of floats the largest error as a part of its bound. int8: the part of the integers that are
-    not those of exact arithmetic, all of which a rounding explains where the layer passed.
+    """Of floats the largest error as a part of its bound. Of integers the part that is not that of
+    exact arithmetic, all of which a rounding explains where the layer passed.
     """
     if layer["with"]:
         return {"passed": layer["passed"], "value": None, "with": layer["with"]}
     judged = [j for j in (layer["isolated"], layer["in_place"]) if j is not None]
-    if precision == "int8":
+    if precision in INTEGERS:
         value = max(1 - j["equal_part"] for j in judged)
     else:
         value = max(j["fraction_of_bound"] for j in judged)

@@ -8,7 +8,9 @@ PyTorch program that all files were exported from, is judged against it: float32
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,8 +23,8 @@ from deploy.runner.backends import as_input
 from .. import __version__, program
 from ..data import dataset_of
 from ..errors import UsageError
-from ..export import export_run
-from ..precisions import FORMATS, PRECISIONS, USUAL, artefacts
+from ..export import EXPORTERS, contract_of, export_run
+from ..precisions import FORMATS, INTEGERS, PRECISIONS, USUAL, artefacts
 from ..run_folder import RunFolder
 from .cases import cases_for
 from .compiler import Sources
@@ -95,7 +97,7 @@ def verify_run(
             on_step(f"{precision}: the program in PyTorch")
             module = program.load(run.need(run.artefact(precision, "pt2")))
             scores[precision] = program.run(module, dataset.test.images)[0]
-            if precision not in precisions:  # int8 is held to the float program's decisions
+            if precision not in precisions:  # others are held to the float program's decisions
                 continue
             laboratory = Laboratory(
                 reference_of(run, precision, module),
@@ -108,7 +110,7 @@ def verify_run(
             )
             subject = laboratory.subject(run.artefact(precision, "pt2"), PROGRAM, False)
             subject.finals.append(scores[precision].numpy())
-            if precision != "int8":
+            if precision not in INTEGERS:
                 name = run.artefact(precision, "onnx")
                 graph = laboratory.subject(name, REFERENCE, False)
                 some = torch.cat([pixels[:BATCH], pixels[-BATCH:]]).numpy()
@@ -149,11 +151,18 @@ def content_of(run: RunFolder, name: str) -> bytes | Sources:
 
 
 def reference_of(run: RunFolder, precision: str, module: fx.GraphModule) -> OnnxFile:
-    """A run's ONNX file of this precision, cut into the layers of its program."""
+    """A run's ONNX file of this precision, cut into the layers of its program. Where none ships, it
+    is made for this alone.
+    """
     name = run.artefact(precision, "onnx")
     last, *taps = program.with_taps(module)[1]
     names = [(tap.layer, tap.kind) for tap in (*taps, last)]
-    return OnnxFile(run.need(name).read_bytes(), name, names)
+    if artefacts(["onnx"], [precision]):
+        return OnnxFile(run.need(name).read_bytes(), name, names)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / name
+        EXPORTERS["onnx"](module, contract_of(run, module, precision), path, ())
+        return OnnxFile(path.read_bytes(), name, names)
 
 
 def judge_reference(

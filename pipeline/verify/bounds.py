@@ -262,7 +262,9 @@ def _dequantized(node: onnx.NodeProto, inputs: Inputs, evaluate: Evaluate) -> Bo
 
 
 def _quantized(node: onnx.NodeProto, inputs: Inputs, evaluate: Evaluate) -> Bounded:
-    """Inside a layer values are only quantized anew with the scale that they have already."""
+    """Inside a layer values are only quantized anew with the scale that they have already: nothing
+    is rounded, and nothing clamped.
+    """
     del evaluate
     scale, zero_point = _parameters(node, inputs)
     x = inputs[0]
@@ -270,7 +272,7 @@ def _quantized(node: onnx.NodeProto, inputs: Inputs, evaluate: Evaluate) -> Boun
     steps = np.rint(x.value / scale)
     if x.error.any() or np.abs(x.value / scale - steps).max(initial=0) > 1e-6:
         raise BadInput(f"{node.name} rounds in the middle of a layer: it cannot be followed")
-    return exactly(np.clip(steps + zero_point, -128, 127))
+    return exactly(steps + zero_point)
 
 
 def _parameters(node: onnx.NodeProto, inputs: Inputs) -> tuple[float, float]:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..data import Dataset
 from .layers import Layer, Network
-from .rounding import REQUANTIZATIONS, Linear, Multiplier, linear_of
+from .rounding import REQUANTIZATIONS_OF, Linear, Multiplier, half_even, linear_of
 
 Array = npt.NDArray[Any]
 
@@ -66,13 +66,13 @@ def isolated_inputs(
     """Inputs for one layer alone, by the name of the layer that they would come from.
 
     `real` are the reference's own values, of which the first are taken. Then come random values,
-    constants, impulses, and in int8 those on which rounding schemes disagree.
+    constants, impulses, and in integers those on which rounding schemes disagree.
     """
     random = np.random.default_rng(seed)
     shapes = {name: values.shape[1:] for name, values in real.items()}
     some = {name: values[:REAL] for name, values in real.items()}
     if network.int8:
-        parts = [some, *_int8_parts(layer, network, shapes, random)]
+        parts = [some, *_integer_parts(layer, network, shapes, random)]
     else:
         parts = [some, *_float_parts(layer, shapes, random)]
     return {name: np.concatenate([part[name] for part in parts]) for name in shapes}
@@ -92,24 +92,30 @@ def _float_parts(
     return parts
 
 
-def _int8_parts(
+def _integer_parts(
     layer: Layer,
     network: Network,
     shapes: Mapping[str, tuple[int, ...]],
     random: np.random.Generator,
 ) -> list[dict[str, Array]]:
+    limits = np.iinfo(network.dtype)
+    low, high, dtype = limits.min, limits.max, limits.dtype
+
     def every(value: int) -> dict[str, Array]:
-        return {n: np.full((1, *s), value, np.int8) for n, s in shapes.items()}
+        return {n: np.full((1, *s), value, dtype) for n, s in shapes.items()}
 
     spread = {
-        n: random.integers(-128, 128, (2 * MADE, *s)).astype(np.int8) for n, s in shapes.items()
+        n: random.integers(low, high + 1, (2 * MADE, *s)).astype(dtype) for n, s in shapes.items()
     }
-    # All 256 values, which a table of them must have right.
-    ramp = {n: np.resize(np.arange(-128, 128), (1, *s)).astype(np.int8) for n, s in shapes.items()}
-    parts = [spread, ramp, every(-128), every(127)]
+    # All values that there are, which a table of them must have right.
+    count = max(-(-(high + 1 - low) // int(np.prod(s))) for s in shapes.values())
+    ramp = {
+        n: np.resize(np.arange(low, high + 1), (count, *s)).astype(dtype) for n, s in shapes.items()
+    }
+    parts = [spread, ramp, every(low), every(high)]
     if len(shapes) == 1:
         ((name, shape),) = shapes.items()
-        parts.append({name: impulses(layer, shape, 127, -128).astype(np.int8)})
+        parts.append({name: impulses(layer, shape, high, low).astype(dtype)})
         linear = linear_of(layer, network)
         if linear is not None:
             parts.append({name: disagreements(layer, linear, shape, random)})
@@ -157,39 +163,40 @@ def _reaches(layer: Layer, shape: tuple[int, ...]) -> tuple[int, ...]:
 def disagreements(
     layer: Layer, linear: Linear, shape: tuple[int, ...], random: np.random.Generator
 ) -> Array:
-    """int8 inputs, K x `shape`, whose accumulators are rounded differently by different schemes.
+    """Integers, K x `shape`, whose accumulators are rounded differently by different schemes.
 
     For some output channels and every two schemes the accumulators on which they disagree are
     listed, and inputs are sought, weight by weight, that add up to one of them.
     """
     found = []
     for each in _channels(layer, linear, shape, random, CHANNELS):
-        results = [scheme(each.sums, each.multiplier) for scheme in REQUANTIZATIONS.values()]
+        schemes = REQUANTIZATIONS_OF[linear.dtype].values()
+        results = [scheme(each.sums, each.multiplier) for scheme in schemes]
         for one, other in itertools.combinations(results, 2):
             found += [each.input_of(total) for total in _some(each.sums[one != other], random)]
-    return _stacked(found, shape)
+    return _stacked(found, shape, linear.dtype)
 
 
 def beside_halves(
     layer: Layer, linear: Linear, shape: tuple[int, ...], random: np.random.Generator
 ) -> Array:
-    """int8 inputs, K x `shape`, whose accumulators are the last before a half or the first after
+    """Integers, K x `shape`, whose accumulators are the last before a half or the first after
     one: a bias that is one off moves one of the two to the other side.
     """
     found = []
     for each in _channels(layer, linear, shape, random, BIASES):
         sums = each.sums[each.sums >= 0]  # a ReLU hides what is below
-        rounded = REQUANTIZATIONS["float half even"](sums, each.multiplier)
+        rounded = half_even(sums * each.multiplier.exact)
         before = np.flatnonzero(np.diff(rounded))[:TRIES]
         for side in (sums[before], sums[before + 1]):
             inputs = (each.input_of(total) for total in side)
             found.append(next((values for values in inputs if values is not None), None))
-    return _stacked(found, shape)
+    return _stacked(found, shape, linear.dtype)
 
 
-def _stacked(found: Sequence[Array | None], shape: tuple[int, ...]) -> Array:
+def _stacked(found: Sequence[Array | None], shape: tuple[int, ...], dtype: str) -> Array:
     known = [values for values in found if values is not None]
-    return np.stack(known) if known else np.zeros((0, *shape), np.int8)
+    return np.stack(known) if known else np.zeros((0, *shape), dtype)
 
 
 @dataclass(frozen=True)
@@ -220,16 +227,17 @@ def _channels(
     )
     for channel in random.permutation(len(weight))[:most]:
         row, bias = weight[channel].ravel(), 0 if linear.bias is None else int(linear.bias[channel])
-        reach = int(min(160 / exact[channel], np.abs(row).sum() * 128, MOST_SUMS))
+        high = np.iinfo(linear.dtype).max + 1
+        reach = int(min(1.25 * high / exact[channel], np.abs(row).sum() * high, MOST_SUMS))
 
         def input_of(
             total: int, channel: int = channel, row: Array = row, bias: int = bias
         ) -> Array | None:
-            values = _adding_up(row, int(total) - bias, linear.zero_point, random)
+            values = _adding_up(row, int(total) - bias, linear, random)
             if values is None:
                 return None
             kernel = weight[channel].shape
-            return _placed(layer, kernel, values, channel, len(weight), shape, linear.zero_point)
+            return _placed(layer, kernel, values, channel, len(weight), shape, linear)
 
         yield _Channel(
             np.arange(-reach, reach + 1),
@@ -243,20 +251,21 @@ def _some(choices: Array, random: np.random.Generator) -> list[int]:
 
 
 def _adding_up(
-    weights: Array, total: int, zero_point: int, random: np.random.Generator
+    weights: Array, total: int, linear: Linear, random: np.random.Generator
 ) -> Array | None:
-    """int8 values whose products with `weights`, zero point taken off, add up to `total`."""
+    """Values whose products with `weights`, zero point taken off, add up to `total`."""
+    limits = np.iinfo(linear.dtype)
     for _ in range(8):
-        values = random.integers(-128, 128, weights.shape)
-        left = total - int((weights * (values - zero_point)).sum())
+        values = random.integers(limits.min, limits.max + 1, weights.shape)
+        left = total - int((weights * (values - linear.zero_point)).sum())
         for place in np.argsort(-np.abs(weights)):
             if weights[place] and left:
                 wanted = int(values[place]) + int(np.fix(left / weights[place]))
-                wanted = min(max(wanted, -128), 127)
+                wanted = min(max(wanted, limits.min), limits.max)
                 left -= (wanted - int(values[place])) * int(weights[place])
                 values[place] = wanted
         if left == 0:
-            return values.astype(np.int8)
+            return values.astype(limits.dtype)
     return None
 
 
@@ -267,10 +276,10 @@ def _placed(
     channel: int,
     channels: int,
     shape: tuple[int, ...],
-    ground: int,
+    linear: Linear,
 ) -> Array:
     """The values where one window of the layer sees them, all else at zero."""
-    found = np.full(shape, ground, np.int8)
+    found = np.full(shape, linear.zero_point, linear.dtype)
     if len(kernel) == 1:
         found.reshape(-1)[:] = values
         return found

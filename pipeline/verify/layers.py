@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from deploy.runner.contract import Quantization
+from deploy.runner.contract import INTEGERS, Quantization
 
 from ..errors import BadInput, first_line
 from ..reference import compute
@@ -70,7 +70,7 @@ WHOLE = {
 class Layer:
     """`nodes` compute `value` from the values of the layers `inputs` (or IMAGE).
 
-    `shape` is without the batch. `quantization` is set where the value is int8. `merged` are the
+    `shape` is without the batch. `quantization` is set where values are integers. `merged` are the
     layers that this one is made of where a runtime computes several as one; `stepped` is whether it
     quantizes float inputs by itself, see `stepped.py`.
     """
@@ -108,8 +108,14 @@ class Network:
 
     @property
     def int8(self) -> bool:
-        """Whether the layers' values are int8."""
+        """Whether the layers' values are integers: int8, or int16."""
         return self.layers[-1].quantization is not None
+
+    @property
+    def dtype(self) -> np.dtype[Any]:
+        """Of the image's value."""
+        known = self.image_quantization
+        return np.dtype(np.float32 if known is None else known.dtype)
 
 
 def read_network(model: onnx.ModelProto, names: Sequence[tuple[str, str]] = ()) -> Network:
@@ -285,12 +291,16 @@ class Cutter:
         return nodes, tuple(reached)
 
     def quantization(self, value: str) -> Quantization | None:
-        """How an int8 value stands for a real one; None for a float. Raises BadInput for others."""
+        """How an integer stands for a real value; None for a float. Raises BadInput for those that
+        are neither int8 nor int16.
+        """
         node = self.producer.get(value)
         if node is None or node.op_type != "QuantizeLinear":
             return None
         scale = self.constants[node.input[1]]
-        zero_point = self.constants[node.input[2]] if len(node.input) > 2 else np.uint8(0)
-        if scale.size != 1 or np.asarray(zero_point).dtype != np.int8:
-            raise BadInput(f"{value}: only int8 with one scale a tensor can be compared")
-        return Quantization(float(scale.reshape(())), int(np.asarray(zero_point).reshape(())))
+        given = self.constants[node.input[2]] if len(node.input) > 2 else np.uint8(0)
+        zero_point = np.asarray(given)
+        dtype = zero_point.dtype.name
+        if scale.size != 1 or dtype not in INTEGERS.values():
+            raise BadInput(f"{value}: only int8 and int16 with one scale a tensor can be compared")
+        return Quantization(float(scale.reshape(())), int(zero_point.reshape(())), dtype)

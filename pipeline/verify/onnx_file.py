@@ -63,7 +63,7 @@ class OnnxFile:
         present = {value.name for value in model.graph.output}
         for layer in self.network.layers:
             if layer.value not in present:
-                model.graph.output.append(_info(layer.value, layer.shape, self.network.int8))
+                model.graph.output.append(_info(layer.value, layer.shape, layer.quantization))
         files = [bytes(model.SerializeToString())]
         if self.network.int8:
             image = next(v for v in self._model.graph.input if v.name in self._free())
@@ -103,9 +103,7 @@ class OnnxFile:
         )
         if {values[name] for name in layer.inputs} != set(inputs):
             raise BadInput(f"{layer.name} works on {', '.join(inputs)}, not on {layer.inputs}")
-        infos = [
-            _info(values[name] + self._real, self._shape(name), False) for name in layer.inputs
-        ]
+        infos = [_info(values[name] + self._real, self._shape(name)) for name in layer.inputs]
         given: list[onnx.NodeProto] = []
         if self.network.int8:
             given = [self._link("QuantizeLinear", name) for name in layer.inputs]
@@ -133,7 +131,7 @@ class OnnxFile:
             nodes,
             layer.name,
             inputs,
-            [_info(self.network.values[layer.name] + self._real, layer.shape, False)],
+            [_info(self.network.values[layer.name] + self._real, layer.shape)],
             constants,
         )
         model = onnx.helper.make_model(
@@ -152,7 +150,7 @@ class OnnxFile:
     def _parameters(self, name: str) -> list[onnx.TensorProto]:
         value, quantization = self.network.values[name], self._quantization(name)
         scale = np.array(quantization.scale, np.float32)
-        zero = np.array(quantization.zero_point, np.int8)
+        zero = np.array(quantization.zero_point, quantization.dtype)
         return [
             onnx.numpy_helper.from_array(scale, value + SCALE),
             onnx.numpy_helper.from_array(zero, value + ZERO),
@@ -186,18 +184,22 @@ class OnnxFile:
 
 
 def as_integers(values: Array, quantization: Quantization) -> Array:
-    """Real values as the int8 integers that they stand for; as they are where one stands for none,
-    be it NaN, between two steps or out of range.
+    """Real values as the integers that they stand for; as they are where one stands for none, be it
+    NaN, between two steps or out of range.
 
     Making them real took two roundings: that of the scale and that of the product.
     """
-    if values.dtype == np.int8:
+    if values.dtype == np.dtype(quantization.dtype):
         return values
-    found = np.clip(steps(values, quantization), -128, 127).astype(np.int8)
+    limits = np.iinfo(quantization.dtype)
+    found = np.clip(steps(values, quantization), limits.min, limits.max).astype(limits.dtype)
     near = np.abs(values - real(found, quantization)) <= gamma(2) * np.abs(values)
     return found if near.all() else values
 
 
-def _info(name: str, shape: tuple[int, ...], int8: bool) -> onnx.ValueInfoProto:
-    kind = onnx.TensorProto.INT8 if int8 else onnx.TensorProto.FLOAT
+def _info(
+    name: str, shape: tuple[int, ...], quantization: Quantization | None = None
+) -> onnx.ValueInfoProto:
+    dtype = np.dtype(quantization.dtype if quantization else np.float32)
+    kind = onnx.helper.np_dtype_to_tensor_dtype(dtype)
     return onnx.helper.make_tensor_value_info(name, kind, ["batch", *shape])

@@ -9,8 +9,8 @@ bound of `bounds`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -19,7 +19,9 @@ import onnx
 
 from ..errors import BadInput
 from ..reference import compute
-from .bounds import U, evaluate_layers, exactly, gamma
+from .bounds import Bounded, U, evaluate_layers, exactly, gamma
+from .fixed_point import doubled, fixed_point, half_away
+from .int16 import KERNELS, short_product
 from .layers import Layer, Network
 
 Array = npt.NDArray[Any]
@@ -50,12 +52,6 @@ def half_even(real: Array) -> Array:
     return np.rint(real)
 
 
-def half_away(real: Array) -> Array:
-    """The nearest integer, halves away from zero."""
-    rounded: Array = np.trunc(real + np.copysign(0.5, real))
-    return rounded
-
-
 def half_up(real: Array) -> Array:
     """The nearest integer, halves to the larger one."""
     return np.floor(real + 0.5)
@@ -72,8 +68,9 @@ def float_round_away(accumulator: Array, multiplier: Multiplier) -> Array:
 
 
 def double_precision(accumulator: Array, multiplier: Multiplier) -> Array:
-    """In float64, halves away from zero: LiteRT's reference kernel of FULLY_CONNECTED, which a
-    fixed point of 31 bits does not tell from `single_round` but where a sum is a half.
+    """In float64, halves away from zero: LiteRT's reference kernel of FULLY_CONNECTED, the only one
+    for int16. In int8 a fixed point of 31 bits does not tell it from `single_round` but where a sum
+    is a half.
     """
     return half_away(accumulator * multiplier.exact)
 
@@ -81,17 +78,6 @@ def double_precision(accumulator: Array, multiplier: Multiplier) -> Array:
 def _float_product(accumulator: Array, multiplier: Multiplier) -> Array:
     product: Array = accumulator.astype(np.float32) * multiplier.single
     return product
-
-
-def fixed_point(multiplier: Array) -> tuple[Array, Array]:
-    """(mantissa, shift): multiplier = mantissa 2**(shift - 31), mantissa in [2**30, 2**31).
-
-    As TFLite's QuantizeMultiplier (tensorflow/lite/kernels/internal/quantization_util.cc).
-    """
-    fraction, shift = np.frexp(multiplier)
-    mantissa = half_away(fraction * 2.0**31).astype(np.int64)
-    overflown = mantissa == 2**31
-    return np.where(overflown, mantissa // 2, mantissa), np.where(overflown, shift + 1, shift)
 
 
 def single_round(accumulator: Array, multiplier: Multiplier) -> Array:
@@ -109,18 +95,7 @@ def double_round(accumulator: Array, multiplier: Multiplier) -> Array:
     SaturatingRoundingDoublingHighMul and RoundingDivideByPOT of gemmlowp/fixedpoint/fixedpoint.h:
     the first rounds halves up, the second away from zero.
     """
-    return _doubled(accumulator.astype(np.int64), *fixed_point(multiplier.exact))
-
-
-def _doubled(accumulator: Array, mantissa: Array, shift: Array) -> Array:
-    left, right = np.maximum(shift, 0).astype(np.int64), np.maximum(-shift, 0).astype(np.int64)
-    product = (accumulator << left) * mantissa
-    nudge = np.where(product >= 0, 1 << 30, 1 - (1 << 30))
-    high = _truncated(product + nudge, 31)
-    mask = (np.int64(1) << right) - 1
-    threshold = (mask >> 1) + (high < 0)
-    rounded: Array = (high >> right) + ((high & mask) > threshold)
-    return rounded
+    return doubled(accumulator.astype(np.int64), *fixed_point(multiplier.exact))
 
 
 def double_round_up(accumulator: Array, multiplier: Multiplier) -> Array:
@@ -156,12 +131,12 @@ def integer_mean(total: Array, count: int, ratio: float) -> Array:
     mantissa, shift = (int(part) for part in fixed_point(np.array(ratio)))
     bits = min(int(count).bit_length() - 1, 32, 31 + shift)
     scaled = np.array((mantissa << bits) // count)
-    return _doubled(total.astype(np.int64), scaled, np.array(shift - bits))
+    return doubled(total.astype(np.int64), scaled, np.array(shift - bits))
 
 
-def _truncated(value: Array, bits: int) -> Array:
-    """Division by 2**bits as C does it: towards zero."""
-    return np.where(value >= 0, value >> bits, -(-value >> bits))
+def short_multiplier(accumulator: Array, multiplier: Multiplier) -> Array:
+    """tflite-runtime's int16 kernels, and LiteRT's of convolutions. See `int16`."""
+    return short_product(accumulator.astype(np.int64), *fixed_point(multiplier.exact))
 
 
 REQUANTIZATIONS: dict[str, Callable[[Array, Multiplier], Array]] = {
@@ -171,6 +146,14 @@ REQUANTIZATIONS: dict[str, Callable[[Array, Multiplier], Array]] = {
     "double round up": double_round_up,
     "float round away": float_round_away,
     "float64 round away": double_precision,
+}
+# By the dtype of the values; sums of int16 do not fit into the 32 bits of the others.
+REQUANTIZATIONS_OF: dict[str, dict[str, Callable[[Array, Multiplier], Array]]] = {
+    "int8": REQUANTIZATIONS,
+    "int16": {
+        "float64 round away": double_precision,
+        "multiplier of 16 bits": short_multiplier,
+    },
 }
 ROUNDINGS: dict[str, Callable[[Array], Array]] = {
     "half even": half_even,
@@ -188,7 +171,8 @@ EXACT = "exact"  # nothing to round
 class Linear:
     """A convolution or linear layer in integers, as the ONNX file says it.
 
-    `weight` and `bias` are the integers, `input_scale` and `zero_point` those of the input.
+    `weight` and `bias` are the integers, `input_scale` and `zero_point` those of the input; `dtype`
+    is that of the values.
     """
 
     node: onnx.NodeProto
@@ -197,17 +181,19 @@ class Linear:
     input_scale: float
     zero_point: int
     multiplier: Multiplier
+    dtype: str
 
 
 @dataclass(frozen=True)
 class Exact:
-    """What is known of an int8 layer's result before it is rounded and clamped.
+    """What is known of a layer's result before it is rounded, to `dtype`, and clamped.
 
     `real` is the exact result in steps, without the zero point; `reach` how far float32 arithmetic
     may take it; `accumulator` the exact sum, where the layer has one; `count` how many integers
     are averaged, and `ratio` their scale by that of the mean. `low` and `high` clamp, zero point
     included. Where layers are computed as one and only some of the accumulator's integers go on,
-    `pick` says which; `real` and `reach` are picked already.
+    `pick` says which; `real` and `reach` are picked already. `named` has what further schemes make
+    of it.
     """
 
     real: Array
@@ -221,15 +207,17 @@ class Exact:
     ratio: float = 1.0
     depthwise: bool = False
     pick: Callable[[Array], Array] | None = None
+    dtype: str = "int8"
+    named: Mapping[str, Array] = field(default_factory=dict)
 
     def schemes(self) -> dict[str, Array]:
         """What each named scheme makes of it, clamped, zero point included."""
         if self.accumulator is not None and self.multiplier is not None:
             found = {
                 name: scheme(self.accumulator, self.multiplier) + self.zero_point
-                for name, scheme in REQUANTIZATIONS.items()
+                for name, scheme in REQUANTIZATIONS_OF[self.dtype].items()
             }
-            if self.depthwise:
+            if self.depthwise and self.dtype == "int8":
                 by_eights = double_round_by_eights(self.accumulator, self.multiplier)
                 found["double round up"] = by_eights + self.zero_point
         else:
@@ -238,6 +226,7 @@ class Exact:
             if self.count is not None:
                 total = np.rint(self.real * self.count / self.ratio)
                 found[INTEGER_MEAN] = integer_mean(total, self.count, self.ratio)
+            found |= self.named
             found = {name: values + self.zero_point for name, values in found.items()}
         found = {name: self.clamp(values) for name, values in found.items()}
         if self.pick is not None:
@@ -257,7 +246,7 @@ class Exact:
 
 
 def exact_of(layer: Layer, network: Network, given: Mapping[str, Array]) -> Exact:
-    """Compute an int8 layer from the integers of its inputs, by layer name. N x ... each."""
+    """Compute a layer of integers from those of its inputs, by layer name. N x ... each."""
     if layer.quantization is None:
         raise BadInput(f"{layer.name}: a float layer in an int8 model is not known")
     scale, zero_point = float(layer.quantization.scale), layer.quantization.zero_point
@@ -267,7 +256,8 @@ def exact_of(layer: Layer, network: Network, given: Mapping[str, Array]) -> Exac
     values = evaluate_layers(nodes, values, network.opset, known)
     result = values[last.input[0]]
     real = snap(result.value / scale)
-    low, high = -128, 127
+    dtype = layer.quantization.dtype
+    low, high = np.iinfo(dtype).min, np.iinfo(dtype).max
     # Inputs and weights are rounded when they are dequantized, the quotient when it is quantized.
     reach = (result.error + gamma(4) * result.magnitude) / scale + 2 * U * np.abs(real)
     linear = linear_of(layer, network)
@@ -281,11 +271,43 @@ def exact_of(layer: Layer, network: Network, given: Mapping[str, Array]) -> Exac
         if len(means) == 1 and len(given) == 1:
             ratio = scale_of(network, *given) / scale
             count = values[means[0].input[0]].value.size // values[means[0].output[0]].value.size
-        return Exact(real, reach, zero_point, low, high, count=count, ratio=ratio)
+        named = {}
+        for node in nodes if dtype == "int16" else ():
+            if node.op_type in KERNELS:
+                operands = _operands(node, nodes, values, known)
+                ends = _clamped(nodes, known, scale, zero_point, low, high)
+                for name, kernel in KERNELS[node.op_type].items():
+                    named[name] = np.clip(kernel(*operands, scale), *ends)
+        return Exact(
+            *(real, reach, zero_point, low, high),
+            count=count,
+            ratio=ratio,
+            dtype=dtype,
+            named=named,
+        )
     x = np.rint(values[linear.node.input[0]].value / linear.input_scale)
     bias = [linear.bias] if linear.bias is not None else []
     accumulator = compute(linear.node, [x, linear.weight, *bias], network.opset)[0]
-    for node in nodes:  # clamps between the sum and its quantization, as bounds on the integers
+    low, high = _clamped(nodes, known, scale, zero_point, low, high)
+    real = snap(accumulator * linear.multiplier.exact)
+    depthwise = linear.node.op_type == "Conv" and linear.weight.shape[1] == 1 < len(linear.weight)
+    return Exact(
+        *(real, reach, zero_point, low, high, accumulator, linear.multiplier),
+        depthwise=depthwise,
+        dtype=dtype,
+    )
+
+
+def _clamped(
+    nodes: Sequence[onnx.NodeProto],
+    known: Mapping[str, Array],
+    scale: float,
+    zero_point: int,
+    low: int,
+    high: int,
+) -> tuple[int, int]:
+    """The range of the integers, where a sum is clamped before it is quantized."""
+    for node in nodes:
         if node.op_type == "Relu":
             low = max(low, zero_point)
         elif node.op_type == "Clip":
@@ -294,11 +316,26 @@ def exact_of(layer: Layer, network: Network, given: Mapping[str, Array]) -> Exac
                     continue
                 end = int(half_even(known[name] / scale)) + zero_point
                 low, high = (max(low, end), high) if ends == "low" else (low, min(high, end))
-    real = snap(accumulator * linear.multiplier.exact)
-    depthwise = linear.node.op_type == "Conv" and linear.weight.shape[1] == 1 < len(linear.weight)
-    return Exact(
-        *(real, reach, zero_point, low, high, accumulator, linear.multiplier), depthwise=depthwise
-    )
+    return low, high
+
+
+def _operands(
+    node: onnx.NodeProto,
+    nodes: Sequence[onnx.NodeProto],
+    values: Mapping[str, Bounded],
+    known: Mapping[str, Array],
+) -> tuple[list[Array], list[float]]:
+    """The int16 integers of an operator's inputs, constants among them, and their scales."""
+    producers = {each.output[0]: each for each in nodes}
+    steps, scales = [], []
+    for name in node.input:
+        source = producers[name]
+        while source.op_type != DEQUANTIZE:  # what moves them about has them first
+            source = producers[source.input[0]]
+        scales.append(float(known[source.input[1]].item()))
+        value = values[name].value if name in values else known[name]
+        steps.append(np.rint(value / scales[-1]).astype(np.int64))
+    return steps, scales
 
 
 def scale_of(network: Network, name: str) -> float:
@@ -341,6 +378,7 @@ def linear_of(layer: Layer, network: Network) -> Linear | None:
         float(scales[0]),
         int(known[x.input[2]]) if len(x.input) > 2 else 0,
         multiplier.reshape(shape if multiplier.exact.size > 1 else (1,)),
+        layer.quantization.dtype,
     )
 
 

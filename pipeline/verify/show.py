@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from ..console import say, table
-from ..precisions import PRECISIONS
+from ..precisions import INTEGERS, PRECISIONS
 from .compiler import MEND
 from .runtimes import kind_of
 
@@ -24,7 +24,7 @@ def show_verification(report: Record) -> None:
     for precision in PRECISIONS:
         artefacts = [a for a in report["artefacts"] if a["precision"] == precision]
         judged = [a for a in artefacts if a["error"] is None]
-        if precision != "int8":
+        if precision not in INTEGERS:
             kernels = [a for a in judged if "," not in a["configuration"]]
             for file in dict.fromkeys(a["file"] for a in kernels):
                 _show_bounds(file, [a for a in kernels if a["file"] == file])
@@ -98,8 +98,8 @@ def _show_fingerprints(precision: str, artefacts: list[Record]) -> None:
         outside = sum(j["outside"] for j in judgements)
         elements = sum(j["elements"] for j in judgements)
         rows.append([artefact["configuration"], f"{outside:,}", f"{elements:,}", told])
-    rounds, what = ("rounding", "how int8 is rounded")
-    if precision != "int8":
+    rounds, what = ("rounding", f"how {precision} is rounded")
+    if precision not in INTEGERS:
         rounds, what = ("way", f"{precision}: how inputs are quantized while it runs")
     columns = [precision, "unexplained", "of", f"{rounds} that reproduces all of them"]
     table(what, columns, rows, columns[-1:])
@@ -119,8 +119,8 @@ def _show_files(report: Record) -> None:
             if not artefact["passed"]:
                 rows.append([*name, "", "", "", "", "", verdict])
             continue
-        int8 = artefact["precision"] == "int8"
-        size = _steps(final["largest"]) if int8 else f"{final['relative']:.1e}"
+        integer = artefact["precision"] in INTEGERS
+        size = _steps(final["largest"]) if integer else f"{final['relative']:.1e}"
         equal = percent(final["equal_part"])
         flips = str(len(final["flips"])) if final["flips"] else ""
         accuracy = f"{final['accuracy']:.2%}"

@@ -139,18 +139,17 @@ def reference_chain(
     network: Network, pixels: Array, differing: Mapping[str, Layer] | None = None
 ) -> dict[str, Any]:
     """Every layer's value in the reference, from its own predecessors: `Bounded` for float files,
-    with all that a runtime of these `differing` layers may be off by until there, int8 integers
+    with all that a runtime of these `differing` layers may be off by until there, integers
     otherwise. `pixels` uint8 N x C x H x W.
     """
-    values: dict[str, Any] = {
-        IMAGE: as_input(pixels, np.dtype(np.int8 if network.int8 else np.float32))
-    }
+    values: dict[str, Any] = {IMAGE: as_input(pixels, network.dtype)}
     if not network.int8:
         values[IMAGE] = exactly(values[IMAGE])
     for layer in network.layers:
         given = {name: values[name] for name in layer.inputs}
         if network.int8:
-            values[layer.name] = exact_of(layer, network, given).nearest.astype(np.int8)
+            exact = exact_of(layer, network, given)
+            values[layer.name] = exact.nearest.astype(exact.dtype)
         else:
             layer = (differing or {}).get(layer.name, layer)
             values[layer.name] = bounded(layer, network, given)
@@ -174,9 +173,7 @@ def observe(
     """
     subject.observed += whole.size
     subject.observer += whole.size if final.shape != whole.shape else int(_differ(final, whole))
-    values = {IMAGE: as_input(pixels, np.dtype(np.int8 if network.int8 else np.float32))} | dict(
-        found
-    )
+    values = {IMAGE: as_input(pixels, network.dtype)} | dict(found)
     for verdict in judged_of(subject.layers):
         layer = verdict.layer
         value = values[layer.name]
@@ -243,7 +240,7 @@ def isolate(
 
 
 def integers(network: Network, values: Mapping[str, Array]) -> dict[str, Array]:
-    """Real values that stand for int8 integers, as those integers, by layer name."""
+    """Real values that stand for integers, as those integers, by layer name."""
     quantizations = {layer.name: layer.quantization for layer in network.layers}
     found = {}
     for name, value in values.items():

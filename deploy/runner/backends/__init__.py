@@ -62,7 +62,11 @@ class Model:
 
 
 def as_input(pixels: npt.NDArray[np.uint8], dtype: np.dtype[Any]) -> npt.NDArray[Any]:
-    """Pixels as a model takes them: int8 with scale 1/255 and zero point -128, or float32."""
+    """Pixels as a model takes them: scale 1/255 and zero point -128 in int8, 0 in int16; or
+    float32.
+    """
+    if dtype == np.int16:
+        return pixels.astype(np.int16)
     if dtype == np.int8:
         return (pixels.astype(np.int16) - 128).astype(np.int8)
     return pixels.astype(np.float32) / np.float32(255)

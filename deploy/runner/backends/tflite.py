@@ -98,5 +98,6 @@ def _tensor_info(path: Path, details: dict[str, Any]) -> TensorInfo:
     if shape[:1] != (1,):
         raise BadInput(f"{path}: tensor {name!r} has shape {shape}, not that of one image")
     scale, zero_point = details["quantization"]  # 0, 0 where it has none or one per channel
-    quantization = Quantization(float(scale), int(zero_point)) if scale else None
-    return TensorInfo(name, (-1, *shape[1:]), np.dtype(details["dtype"]), quantization)
+    dtype = np.dtype(details["dtype"])
+    quantization = Quantization(float(scale), int(zero_point), dtype.name) if scale else None
+    return TensorInfo(name, (-1, *shape[1:]), dtype, quantization)

@@ -18,7 +18,7 @@ from ai_edge_litert.tools import flatbuffer_utils
 from .changes import CONSTANTS, Array, ModelFile, Window, moved
 
 OP, OPTIONS = schema.BuiltinOperator, schema.BuiltinOptions
-TYPES = {0: np.float32, 2: np.int32, 9: np.int8}
+TYPES = {0: np.float32, 2: np.int32, 4: np.int64, 7: np.int16, 9: np.int8}
 TO_OIHW = {  # weights to O x I x rows x columns
     OP.CONV_2D: (0, 3, 1, 2),
     OP.DEPTHWISE_CONV_2D: (3, 0, 1, 2),
@@ -232,7 +232,8 @@ def _divisor(model: Any, op: Any) -> bool:
     area = shape[1] * shape[2] if mean else pool.filterHeight * pool.filterWidth
     factor, out = np.float32(area / (area + 1)), op.outputs[0]
     scale = _scales(model, out)
-    held = _new(model, out, (), np.asarray(factor if scale is None else np.int8(127)))
+    dtype = TYPES[_tensor(model, out).type]
+    held = _new(model, out, (), np.asarray(factor if scale is None else 127, dtype))
     if scale is not None:
         quantization = _tensor(model, held).quantization
         quantization.scale, quantization.zeroPoint = scale * 0 + factor / 127, np.array([0])
