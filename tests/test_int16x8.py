@@ -18,7 +18,7 @@ import torch
 from ai_edge_litert import schema_py_generated as schema
 from ai_edge_litert.interpreter import Interpreter, OpResolverType
 from ai_edge_litert.tools import flatbuffer_utils as flatbuffer
-from conftest import pipeline
+from conftest import called
 from hypothesis import given
 from hypothesis import strategies as st
 from test_isolation import judged, shipped_only, small
@@ -350,7 +350,7 @@ def test_the_contract_says_int16_and_nothing_new_of_int8() -> None:
     ],
 )
 def test_onnx_and_c_have_none(tmp_path: Path, command: list[str], message: str) -> None:
-    done = pipeline(*command, runs=tmp_path)
+    done = called(*command, runs=tmp_path)
     assert done.returncode == 2
     assert message in done.stderr
 
@@ -374,7 +374,7 @@ def test_it_is_verified_packed_and_repeats_its_golden_vectors(
         ("evaluate", *chosen, "--format", "tflite", "--max-drop", "1"),
         ("package", *chosen, "--runtime", "tflite"),
     ):
-        done = pipeline(*command, runs=runs)
+        done = called(*command, runs=runs)
         assert done.returncode == 0, done.stderr
     with tarfile.open(runs / "small" / "lenet5-classic-bundle.tar.gz") as files:
         files.extractall(tmp_path, filter="data")
