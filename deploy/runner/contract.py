@@ -43,8 +43,9 @@ class Contract:
     scaled into a box and centred as MNIST was made (dark ink on paper is inverted); `picture` is
     resized and otherwise left alone. `scores` says whether the outputs are logits or already
     probabilities; `temperature` is what logits are divided by before they become some (Guo et al.
-    2017). `input` and `output` are the quantization of an int8 model, None for others: fp16 and
-    dynamic are float models with weights stored as float16 or int8.
+    2017). `input` and `output` are the quantization of an int8 model, whose scores may be float
+    where its last layer is; None for others: fp16 and dynamic are float models with weights stored
+    as float16 or int8.
     """
 
     model: str
@@ -109,5 +110,6 @@ class Contract:
             raise ValueError(f"input shape {self.input_shape} with {len(self.labels)} labels")
         sides = [side for side in (self.input, self.output) if side is not None]
         sound = all(0 < side.scale < math.inf for side in sides)
-        if len(sides) != (2 if self.precision == "int8" else 0) or not sound:
+        stated = self.input is not None if self.precision == "int8" else not sides
+        if not (stated and sound):
             raise ValueError(f"{self.precision} with quantization {self.input}, {self.output}")

@@ -58,7 +58,7 @@ def contract_of(run: RunFolder, module: fx.GraphModule, precision: str) -> Contr
         preparation=training["preparation"],
         scores="probabilities" if probabilities else "logits",
         input=Quantization(*program.quantization_of(module, first)) if first else None,
-        output=Quantization(*program.quantization_of(module, final)) if first else None,
+        output=Quantization(*program.quantization_of(module, final)) if source != final else None,
         program_sha256=run.entry(run.artefact(precision, "pt2"))["sha256"],
         pipeline_version=__version__,
         temperature=temperature_of(run, precision),

@@ -8,6 +8,7 @@ import zipfile
 from importlib.metadata import version
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import fx
@@ -19,7 +20,7 @@ from deploy.runner.quiet import quiet
 
 from ..errors import BadInput, first_line
 from ..precisions import SMALL_WEIGHTS
-from ..program import aten, constant, decomposed, fold, unpacked
+from ..program import aten, constant, decomposed, fold, is_quantize, layer_nodes, unpacked
 from .tflite_weights import repacked
 
 POOLINGS = {aten.max_pool2d.default, aten.max_pool2d_with_indices.default, aten.avg_pool2d.default}
@@ -37,11 +38,13 @@ def export(
     """
     _refuse_indices(module, path)
     module = copy.deepcopy(module) if contract.precision == "int8" else unpacked(module)
+    held, more = module, 0
     if contract.precision == "int8":
         # The converter quantizes biases by itself and refuses quantized ones. Given the values that
         # the int32 biases stand for, it finds the same integers again.
         fold(module, [node for node in module.graph.nodes if _is_dequantized_bias(node)])
         _settle_weights(module)
+        held, more = _held_in_float(module)
     try:
         with quiet():
             import litert_torch
@@ -51,7 +54,7 @@ def export(
 
             config = QuantConfig(pt2e_quantizer=Int8Quantizer())
             converted = litert_torch.convert(
-                module,
+                held,
                 (torch.zeros(1, *contract.input_shape),),
                 quant_config=config if contract.precision == "int8" else None,
             )
@@ -62,6 +65,8 @@ def export(
             "leave out --format tflite, or change the layer that it names",
         ) from error
     try:
+        if more:
+            path.write_bytes(_without_outputs(path.read_bytes(), more))
         if contract.precision in SMALL_WEIGHTS:
             path.write_bytes(repacked(path.read_bytes(), contract.precision))
         _check_shapes(module, contract, path)
@@ -70,6 +75,56 @@ def export(
         raise
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(zipfile.ZipInfo(CONTRACT_MEMBER, EPOCH), contract.to_json())
+
+
+def _held_in_float(module: fx.GraphModule) -> tuple[fx.GraphModule, int]:
+    """A copy that also returns the negative of each value that is computed from float weights and
+    then quantized, and how many those are.
+
+    The converter makes int8 of what stands between int8 values, float weights too, unless a value
+    has another use than its quantization, which must not be a return.
+    """
+    module = copy.deepcopy(module)
+    output = next(node for node in module.graph.nodes if node.op == "output")
+    sources = [node.args[0] for node in module.graph.nodes if is_quantize(node)]
+    with module.graph.inserting_before(output):
+        held = [
+            module.graph.call_function(aten.neg.default, (source,))
+            for source in sources
+            if any(_has_float_weights(node) for node in layer_nodes(source))
+        ]
+    output.args = ((*_returned(output), *held),)
+    module.recompile()
+    return module, len(held)
+
+
+def _has_float_weights(node: fx.Node) -> bool:
+    return any(isinstance(given, fx.Node) and given.op == "get_attr" for given in node.args[1:2])
+
+
+def _returned(output: fx.Node) -> tuple[fx.Node, ...]:
+    values: Any = output.args[0]
+    return tuple(values) if isinstance(values, tuple | list) else (values,)
+
+
+def _without_outputs(content: bytes, count: int) -> bytes:
+    """The file without its last outputs and what only they need."""
+    from ai_edge_litert.tools import flatbuffer_utils as flatbuffer
+
+    model = flatbuffer.read_model_from_bytearray(bytearray(content))
+    (graph,), (signature,) = model.subgraphs, model.signatureDefs
+    names = [f"output_{number}".encode() for number in range(len(signature.outputs) - count)]
+    signature.outputs = [output for output in signature.outputs if output.name in names]
+    kept = {output.tensorIndex for output in signature.outputs}
+    graph.outputs = [tensor for tensor in graph.outputs if tensor in kept]
+    needed: list[Any] = []
+    for each in reversed(graph.operators):
+        if kept & set(each.outputs):
+            kept |= set(each.inputs)
+            needed.insert(0, each)
+    graph.operators = needed
+    with quiet():
+        return bytes(flatbuffer.convert_object_to_bytearray(model))
 
 
 def _settle_weights(module: fx.GraphModule) -> None:
@@ -134,8 +189,7 @@ def _check_shapes(module: fx.GraphModule, contract: Contract, path: Path) -> Non
             "pooling that leaves out the end of the image does this",
         ) from error
     ShapeProp(module).propagate(torch.zeros(1, *contract.input_shape))
-    returned = next(node for node in module.graph.nodes if node.op == "output").args[0]
-    outputs = list(returned) if isinstance(returned, tuple | list) else [returned]
+    outputs = _returned(next(node for node in module.graph.nodes if node.op == "output"))
     details = interpreter.get_signature_runner().get_output_details()
     found = [tuple(details[f"output_{n}"]["shape"].tolist()) for n in range(len(details))]
     # Layouts differ and names are lost, but one tensor of the file holds as many values.

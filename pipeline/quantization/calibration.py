@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Collection
 
 import torch
 from torch import Tensor, fx
@@ -10,6 +11,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from ..program import plain
 from .bias import correct, means
+from .mixed import keep_in_float
 from .observers import activation
 from .rules import Int8Quantizer
 
@@ -25,11 +27,13 @@ def quantize(
     observer: str = "minmax",
     *,
     bias_correction: bool = False,
+    keep: Collection[str] = (),
 ) -> fx.GraphModule:
     """The int8 program of a float program, calibrated on uint8 N x C x H x W training images.
 
-    `observer` is one of OBSERVERS. Weights stay float values behind quantize nodes, so that one
-    program serves all exporters. Raises BadInput.
+    `observer` is one of OBSERVERS; the layers `keep` stay in float, see `mixed`. Weights that are
+    quantized stay float values behind quantize nodes, so that one program serves all exporters.
+    Raises BadInput.
     """
     quantizer = Int8Quantizer(activation(observer))
     prepared = prepare_pt2e(copy.deepcopy(program), quantizer)
@@ -39,6 +43,7 @@ def quantize(
     # Observers change no value, so the prepared program still computes what the float one does.
     wanted = means(prepared, pixels) if bias_correction else {}
     int8 = plain(convert_pt2e(prepared, fold_quantize=False))
+    keep_in_float(int8, keep)
     if bias_correction:
         correct(int8, wanted, pixels)
     return int8
