@@ -16,7 +16,7 @@ from deploy.runner.sweep import Row, model_card, sweep
 from . import __version__
 from .errors import Missing
 from .package import Order, bundle_name, package_run
-from .precisions import FORMATS, PRECISIONS, artefacts
+from .precisions import FORMATS, PRECISIONS, artefacts, without_c
 from .run_folder import RunFolder
 from .verify import REPORT
 from .verify.compiler import compiler
@@ -76,12 +76,16 @@ def _order(run: RunFolder) -> Order:
     precisions = [
         precision
         for precision in PRECISIONS
-        if any(run.artefact(*file) in made for file in artefacts(FORMATS, [precision]))
+        if any(
+            run.artefact(*file) in made for file in artefacts(FORMATS, [precision], without_c(run))
+        )
     ]
     kinds = [
         kind
         for kind in FORMATS
-        if all(run.artefact(*file) in made for file in artefacts([kind], precisions))
+        if all(
+            run.artefact(*file) in made for file in artefacts([kind], precisions, without_c(run))
+        )
     ]
     native = "c" in kinds and compiler() is not None
     if not precisions or kinds == [] or (kinds == ["c"] and not native):

@@ -16,7 +16,7 @@ from deploy.runner.contract import Contract, Quantization
 from .. import __version__, program
 from ..errors import BadInput, Missing, UsageError
 from ..files import replace_folder
-from ..precisions import FORMATS, SMALL_WEIGHTS, USUAL, artefacts
+from ..precisions import FORMATS, SMALL_WEIGHTS, USUAL, exports_of
 from ..run_folder import NEW, RunFolder
 from . import onnx, tflite
 from .c import Generated, digest, generate, write
@@ -83,7 +83,7 @@ def export_run(
             quantize_run(run)
         if precision in SMALL_WEIGHTS:
             store_small(run, precision)
-        files = artefacts(formats, [precision])
+        files = exports_of(run, formats, [precision])
         if run.plan is not None and run.plan.get(source) == NEW:  # nothing is known of it yet
             run.wants(*(run.artefact(*file) for file in files))
             continue

@@ -22,7 +22,7 @@ from .. import __version__, program
 from ..data import dataset_of
 from ..errors import UsageError
 from ..export import export_run
-from ..precisions import FORMATS, PRECISIONS, USUAL, artefacts
+from ..precisions import FORMATS, PRECISIONS, USUAL, exports_of
 from ..run_folder import RunFolder
 from .cases import cases_for
 from .compiler import Sources
@@ -138,7 +138,7 @@ def verify_run(
 
 def run_files(run: RunFolder, formats: Sequence[str], precisions: Sequence[str]) -> list[str]:
     """The names of a run's artefacts in these formats."""
-    return [run.artefact(*file) for file in artefacts(formats, precisions)]
+    return [run.artefact(*file) for file in exports_of(run, formats, precisions)]
 
 
 def content_of(run: RunFolder, name: str) -> bytes | Sources:

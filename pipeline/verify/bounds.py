@@ -30,6 +30,7 @@ TINY = 2.0**-149  # a result below the normal range is off by half of this, what
 # Higham and Mary (2019), theorem 2.4: with independent roundings sqrt(n) stands for n, but for a
 # probability of 2 n exp(-LAMBDA^2 / 2) at most. Beyond it a result is possible, and a warning.
 LAMBDA = 6.0
+ON_A_STEP = 255 * U  # of a step: what one rounding puts a number of steps off at most
 
 
 def gamma(n: Any) -> Any:
@@ -56,6 +57,17 @@ def exactly(value: Array) -> Bounded:
         value = value.astype(np.float64)
     zero = np.zeros(value.shape)
     return Bounded(value, zero, zero, np.abs(value))
+
+
+def as_given(value: Array, zero_point: int | None) -> Bounded:
+    """What a float layer is given: a float as it is, or int8, which float32 rounds once when it
+    makes (q - z) s of it.
+    """
+    known = exactly(value)
+    if zero_point is None:
+        return known
+    rounding = U * np.abs(known.value - zero_point)
+    return known._replace(error=rounding, likely=rounding)
 
 
 Inputs = Sequence[Bounded | None]
@@ -254,11 +266,15 @@ def _smooth(node: onnx.NodeProto, inputs: Inputs, evaluate: Evaluate) -> Bounded
 
 
 def _dequantized(node: onnx.NodeProto, inputs: Inputs, evaluate: Evaluate) -> Bounded:
-    """(q - z) s, exactly; that float32 rounds it is counted where it is quantized again."""
+    """(q - z) s. That float32 rounds it is in the error of q, see `as_given`, or else it is counted
+    where the result is quantized.
+    """
     del evaluate
     scale, zero_point = _parameters(node, inputs)
-    assert inputs[0] is not None
-    return exactly((inputs[0].value - zero_point) * scale)
+    q = inputs[0]
+    assert q is not None
+    value = (q.value - zero_point) * scale
+    return Bounded(value, q.error * scale, q.likely * scale, np.abs(value))
 
 
 def _quantized(node: onnx.NodeProto, inputs: Inputs, evaluate: Evaluate) -> Bounded:
@@ -268,9 +284,11 @@ def _quantized(node: onnx.NodeProto, inputs: Inputs, evaluate: Evaluate) -> Boun
     x = inputs[0]
     assert x is not None
     steps = np.rint(x.value / scale)
-    if x.error.any() or np.abs(x.value / scale - steps).max(initial=0) > 1e-6:
+    off = np.abs(x.value / scale - steps).max(initial=0)
+    if off > 1e-6 or (x.error / scale).max(initial=0) > ON_A_STEP:
         raise BadInput(f"{node.name} rounds in the middle of a layer: it cannot be followed")
-    return exactly(np.clip(steps + zero_point, -128, 127))
+    value = np.clip(steps + zero_point, -128, 127)
+    return Bounded(value, x.error / scale, x.likely / scale, np.abs(value))
 
 
 def _parameters(node: onnx.NodeProto, inputs: Inputs) -> tuple[float, float]:

@@ -71,10 +71,16 @@ def isolated_inputs(
     random = np.random.default_rng(seed)
     shapes = {name: values.shape[1:] for name, values in real.items()}
     some = {name: values[:REAL] for name, values in real.items()}
-    if network.int8:
-        parts = [some, *_int8_parts(layer, network, shapes, random)]
+    floats = {name: shape for name, shape in shapes.items() if not network.quantizations[name]}
+    integers = {name: shape for name, shape in shapes.items() if name not in floats}
+    parts = [some]
+    if not integers:
+        parts += _float_parts(layer, floats, random)
+    elif not floats:
+        parts += _int8_parts(layer, network, integers, random)
     else:
-        parts = [some, *_float_parts(layer, shapes, random)]
+        sides = _float_parts(layer, floats, random), _int8_parts(layer, network, integers, random)
+        parts += [_side_by_side(*pair) for pair in zip(*sides, strict=False)]
     return {name: np.concatenate([part[name] for part in parts]) for name in shapes}
 
 
@@ -90,6 +96,13 @@ def _float_parts(
             for sign in (1, -1):  # a ReLU hides one of the two
                 parts.append({name: impulses(layer, shape, sign * height, 0).astype(np.float32)})
     return parts
+
+
+def _side_by_side(one: dict[str, Array], other: dict[str, Array]) -> dict[str, Array]:
+    """For a layer with float and int8 inputs: both, again from the first where one has fewer."""
+    both = one | other
+    rows = max(len(values) for values in both.values())
+    return {name: np.resize(values, (rows, *values.shape[1:])) for name, values in both.items()}
 
 
 def _int8_parts(

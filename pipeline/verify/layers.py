@@ -107,9 +107,15 @@ class Network:
         return {IMAGE: self.image} | {layer.name: layer.value for layer in self.layers}
 
     @property
+    def quantizations(self) -> dict[str, Quantization | None]:
+        """How a layer's value, or the image, stands for a real one; None where it is float."""
+        known = {layer.name: layer.quantization for layer in self.layers}
+        return {IMAGE: self.image_quantization} | known
+
+    @property
     def int8(self) -> bool:
-        """Whether the layers' values are int8."""
-        return self.layers[-1].quantization is not None
+        """Whether there are int8 values. Others among them are of layers that stayed in float."""
+        return any(quantization is not None for quantization in self.quantizations.values())
 
 
 def read_network(model: onnx.ModelProto, names: Sequence[tuple[str, str]] = ()) -> Network:
@@ -239,7 +245,7 @@ class Cutter:
             )
         opset = next(e.version for e in self.model.opset_import if e.domain in ("", "ai.onnx"))
         constants = dict(self.constants)
-        if layers[-1].quantization is None:
+        if not any(layer.quantization for layer in layers):
             constants |= self._small_weights(opset)
         return Network(
             self.model,

@@ -17,9 +17,8 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from ..errors import BadInput
 from ..reference import compute
-from .bounds import U, evaluate_layers, exactly, gamma
+from .bounds import Bounded, U, evaluate_layers, exactly, gamma
 from .layers import Layer, Network
 
 Array = npt.NDArray[Any]
@@ -256,13 +255,17 @@ class Exact:
         return self.clamp(half_even(self.real) + self.zero_point)
 
 
-def exact_of(layer: Layer, network: Network, given: Mapping[str, Array]) -> Exact:
-    """Compute an int8 layer from the integers of its inputs, by layer name. N x ... each."""
-    if layer.quantization is None:
-        raise BadInput(f"{layer.name}: a float layer in an int8 model is not known")
+def exact_of(layer: Layer, network: Network, given: Mapping[str, Array | Bounded]) -> Exact:
+    """Compute a layer with an int8 value from its inputs, integers or floats, by layer name. N x
+    ... each.
+    """
+    assert layer.quantization is not None
     scale, zero_point = float(layer.quantization.scale), layer.quantization.zero_point
     *nodes, last = layer.nodes
-    values = {network.values[name]: exactly(integers) for name, integers in given.items()}
+    values = {
+        network.values[name]: value if isinstance(value, Bounded) else exactly(value)
+        for name, value in given.items()
+    }
     known = network.constants
     values = evaluate_layers(nodes, values, network.opset, known)
     result = values[last.input[0]]
@@ -278,7 +281,7 @@ def exact_of(layer: Layer, network: Network, given: Mapping[str, Array]) -> Exac
             reach = reach + gamma(6) * sizes / scale
         means = [n for n in nodes if n.op_type in ("ReduceMean", "GlobalAveragePool")]
         count, ratio = None, 1.0
-        if len(means) == 1 and len(given) == 1:
+        if len(means) == 1 and len(given) == 1 and scale_of(network, *given):
             ratio = scale_of(network, *given) / scale
             count = values[means[0].input[0]].value.size // values[means[0].output[0]].value.size
         return Exact(real, reach, zero_point, low, high, count=count, ratio=ratio)
@@ -302,12 +305,9 @@ def exact_of(layer: Layer, network: Network, given: Mapping[str, Array]) -> Exac
 
 
 def scale_of(network: Network, name: str) -> float:
-    """The scale of a layer's value, or the image's."""
-    known = {layer.name: layer.quantization for layer in network.layers}
-    quantization = known.get(name, network.image_quantization)
-    if quantization is None:
-        raise BadInput(f"{name}: a float value in the middle of an int8 model is not known")
-    return quantization.scale
+    """The scale of a layer's value, or the image's; 0 for a float."""
+    quantization = network.quantizations[name]
+    return 0.0 if quantization is None else quantization.scale
 
 
 def linear_of(layer: Layer, network: Network) -> Linear | None:

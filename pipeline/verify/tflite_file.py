@@ -131,7 +131,20 @@ class TfliteFile:
         heads = [layer.kind.split(" + ")[0] for layer in layers]
         groups = align(heads, [kind for kind, _ in computing])
         ends = [computing[group[-1]][1] for group in groups]
-        return {layer.name: end for layer, end in zip(layers, ends, strict=True)}
+        return {
+            layer.name: self._integers(end) if layer.quantization else end
+            for layer, end in zip(layers, ends, strict=True)
+        }
+
+    def _integers(self, tensor: int) -> int:
+        """The int8 tensor that a float one is made, where a layer stayed in float; else itself."""
+        found = tensor
+        while self._graph.tensors[found].type == FLOAT32:
+            users = [o for o in self._graph.operators if found in [int(t) for t in o.inputs]]
+            if len(users) != 1 or _name(self._model, users[0]) not in MOVING:
+                return tensor
+            found = int(users[0].outputs[0])
+        return found
 
     def _stepped(self, layers: Sequence[Layer]) -> Mapping[str, Layer]:
         """Layers with float values and int8 weights. See `subject.LayeredFile`."""
