@@ -143,6 +143,13 @@ def _moved(node: onnx.NodeProto, inputs: Inputs, evaluate: Evaluate) -> Bounded:
     return Bounded(*(moved(part) for part in range(4)))
 
 
+def _sum_of_one(node: onnx.NodeProto, inputs: Inputs, evaluate: Evaluate) -> Bounded:
+    """What it is given."""
+    if len(inputs) != 1:
+        raise BadInput(f"{node.name}: no rounding bound is known for a Sum of several")
+    return _moved(node, inputs, evaluate)
+
+
 def _is_index(given: Bounded) -> bool:
     """Shapes, pads and axes are no values."""
     return given.value.dtype == np.int64
@@ -313,6 +320,7 @@ RULES: dict[str, Callable[[onnx.NodeProto, Inputs, Evaluate], Bounded]] = {
     **dict.fromkeys(("Mul", "Div"), _product),
     **dict.fromkeys(SMOOTH, _smooth),
     "MaxPool": _max_pool,
+    "Sum": _sum_of_one,
     "BatchNormalization": _normalised,
 }
 

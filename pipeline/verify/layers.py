@@ -166,6 +166,11 @@ def align(heads: Sequence[str], kinds: Sequence[str]) -> list[range]:
     return groups
 
 
+def _moves(node: onnx.NodeProto) -> bool:
+    """A sum of one is what it is given: it keeps float weights float, see `export.onnx`."""
+    return node.op_type in MOVING or (node.op_type == "Sum" and len(node.input) == 1)
+
+
 class Cutter:
     """A graph and who makes and uses each of its values. Raises BadInput for several inputs."""
 
@@ -203,7 +208,7 @@ class Cutter:
         found: list[tuple[str, list[str]]] = []
         place: dict[str, int] = {}  # value to the layer it is the present end of
         for node in self.model.graph.node:
-            if node.op_type in MOVING or node.output[0] in self.fixed:
+            if _moves(node) or node.output[0] in self.fixed:
                 continue
             before = next(name for name in node.input if name not in self.fixed)
             number = place.get(before)
