@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..data import Dataset
-from .layers import Layer, Network
+from .layers import Layer, Network, float_part
 from .rounding import REQUANTIZATIONS, Linear, Multiplier, linear_of
 
 Array = npt.NDArray[Any]
@@ -123,6 +123,12 @@ def _int8_parts(
     if len(shapes) == 1:
         ((name, shape),) = shapes.items()
         parts.append({name: impulses(layer, shape, 127, -128).astype(np.int8)})
+        image = network.quantizations[name]
+        if image is not None and float_part(layer, network) is not None:
+            # Around nothing but zeros a float weight has hardly anything that hides a change of it.
+            zero = image.zero_point
+            far = 127 if zero < 0 else -128
+            parts.append({name: impulses(layer, shape, far, zero).astype(np.int8)})
         linear = linear_of(layer, network)
         if linear is not None:
             parts.append({name: disagreements(layer, linear, shape, random)})

@@ -7,7 +7,7 @@ The same layers are then found again in the program and in a TFLite file, by kin
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,8 @@ MERGED = {"Relu", "Clip", "BatchNormalization"}
 MERGING = {*("Conv", "Gemm", "MatMul", "BatchNormalization", "Add", "Sub", "Mul", "ReduceMean")} | {
     *("MaxPool", "AveragePool", "GlobalAveragePool")
 }
+WEIGHTED = {"Conv", "Gemm", "MatMul"}
+IN_FLOAT = " in float"
 SAME = {"mean": "average pool"}  # one layer under two names
 IMAGE = "image"
 OUTPUT = "output"  # the program's name for a last layer's value that is only moved about
@@ -116,6 +118,21 @@ class Network:
     def int8(self) -> bool:
         """Whether there are int8 values. Others among them are of layers that stayed in float."""
         return any(quantization is not None for quantization in self.quantizations.values())
+
+
+def float_part(layer: Layer, network: Network) -> Layer | None:
+    """What a layer that stayed in float computes before int8 is made of it; None of other layers.
+
+    There its weights, and all that it does, show as float32 has them.
+    """
+    *nodes, last = layer.nodes
+    stored = {constant.name for constant in network.model.graph.initializer}
+    weights = any(node.op_type in WEIGHTED and node.input[1] in stored for node in nodes)
+    floats = any(network.quantizations[name] is None for name in layer.inputs)
+    if layer.quantization is None or not (weights or floats):
+        return None
+    name, value = f"{layer.name}{IN_FLOAT}", str(last.input[0])
+    return replace(layer, name=name, value=value, nodes=tuple(nodes), quantization=None)
 
 
 def read_network(model: onnx.ModelProto, names: Sequence[tuple[str, str]] = ()) -> Network:

@@ -118,7 +118,7 @@ class OnnxFile:
         """One layer as a file of its own; its inputs are the values of `layer.inputs`."""
         values = self.network.values
         nodes, inputs = Cutter(self._model).between(
-            values[layer.name], set(values.values()) - {values[layer.name]}
+            layer.value, set(values.values()) - {layer.value}
         )
         if {values[name] for name in layer.inputs} != set(inputs):
             raise BadInput(f"{layer.name} works on {', '.join(inputs)}, not on {layer.inputs}")
@@ -141,7 +141,9 @@ class OnnxFile:
         """A model of `nodes` that ends at a layer; integers `given` come in as real numbers."""
         used = {name for node in nodes for name in node.input}
         constants = [i for i in self._model.graph.initializer if i.name in used]
-        if self.network.quantizations[layer.name]:
+        end = layer.value
+        if layer.quantization is not None:
+            end = self._real(layer.name)
             nodes = [*nodes, self._link("DequantizeLinear", layer.name)]
             given = [*given, layer.name]
         for name in dict.fromkeys(given):
@@ -150,7 +152,7 @@ class OnnxFile:
             nodes,
             layer.name,
             inputs,
-            [_info(self._real(layer.name), layer.shape, False)],
+            [_info(end, layer.shape, False)],
             constants,
         )
         model = onnx.helper.make_model(
@@ -187,7 +189,7 @@ class OnnxFile:
 
     def canonical(self, name: str, values: Array) -> Array:
         """A slice's output as the program's value."""
-        quantization = self.network.quantizations[name]
+        quantization = self.network.quantizations.get(name)  # None, too, for a layer's float part
         return values if quantization is None else as_integers(values, quantization)
 
     def image(self, values: Array) -> Array:

@@ -16,7 +16,7 @@ from ..errors import UserError, first_line
 from .bounds import Bounded, exactly
 from .judge import Memo, against_bound, against_schemes, bounded, judge, measured
 from .judgement import Judgement
-from .layers import IMAGE, Layer, Network
+from .layers import IMAGE, Layer, Network, float_part
 from .onnx_file import as_integers
 from .rounding import exact_of
 from .runtimes import Configuration, Opener, Runtimes, run_all
@@ -263,17 +263,22 @@ def isolate(
     inputs: Mapping[str, Array],
     memo: Memo | None = None,
 ) -> None:
-    """Judge one layer alone, cut out of its file and fed `inputs`."""
-    layer = verdict.layer
-    try:
-        session = file.cut_out(layer, partial(runtimes.open, configuration))
-        values = tuple(file.given(name, inputs[name]) for name in layer.inputs)
-        found = file.canonical(layer.name, run_all(session, values, configuration.batch)[0])
-    except UserError as error:
-        verdict.isolated = Judgement(problem=first_line(error))
-        return
-    rules = (configuration.integer, memo, False, configuration.scheme)
-    verdict.isolated = judge(layer, network, inputs, found, 0, *rules)
+    """Judge one layer alone, cut out of its file and fed `inputs`: where it stayed in float and has
+    an int8 value, before it is rounded, too.
+    """
+    part = float_part(verdict.layer, network)
+    for layer in (verdict.layer, part) if part is not None else (verdict.layer,):
+        try:
+            session = file.cut_out(layer, partial(runtimes.open, configuration))
+            values = tuple(file.given(name, inputs[name]) for name in layer.inputs)
+            found = file.canonical(layer.name, run_all(session, values, configuration.batch)[0])
+        except UserError as error:
+            verdict.isolated = Judgement(problem=first_line(error))
+            return
+        rules = (configuration.integer, memo, False, configuration.scheme)
+        judgement = judge(layer, network, inputs, found, 0, *rules)
+        if layer is verdict.layer or not judgement.passed:
+            verdict.isolated = judgement
 
 
 def integers(network: Network, values: Mapping[str, Array]) -> dict[str, Array]:
