@@ -88,8 +88,8 @@ def _refuse_unlike_schema(manifest: dict[str, Any], where: str) -> None:
         if precision not in PRECISIONS:
             raise ValueError(f"unknown precision {precision!r}")
         Contract.from_json(json.dumps(contract), where)
-    if "dynamic" in manifest["contracts"]:
-        _refuse_mistyped(manifest, {"dynamic_relative": (int, float)}, "it")
+        if contract["output"] is None and precision in ("int8", "dynamic"):
+            _refuse_mistyped(manifest, {f"{precision}_relative": (int, float)}, "it")
     if "target" in manifest:
         _refuse_mistyped(manifest["target"], OF_TARGETS, "'target'")
 

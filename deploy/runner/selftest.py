@@ -22,7 +22,9 @@ FP32_RELATIVE = 2.0**-16
 
 @dataclass(frozen=True)
 class Result:
-    """Largest deviation over all golden vectors, in steps for int8, else relative."""
+    """Largest deviation over all golden vectors, in steps where the scores are int8, else as a part
+    of the largest score: `unit` says so.
+    """
 
     runtime: str
     precision: str
@@ -30,6 +32,7 @@ class Result:
     equal: float
     largest: float
     limit: float
+    unit: str
 
     @property
     def passed(self) -> bool:
@@ -47,23 +50,18 @@ def selftest(bundle: Bundle, model: Model) -> Result:
     found = model.run(images)[0]
     if found.shape != expected.shape:
         raise BadInput(f"{model.runtime}: outputs have shape {found.shape}, not {expected.shape}")
-    if precision == "int8":
-        assert model.contract.output is not None
+    if model.contract.output is not None:
         difference = np.abs(steps(found, model.contract.output).astype(np.float64) - expected)
         # One step more than verification found between the runtimes and the program.
         limit = float(bundle.manifest["int8_steps"])
     else:
         difference = relative(real(found, None), expected.astype(np.float64))
         limit = FP32_RELATIVE
-        if precision == "dynamic":  # whose inputs a runtime quantizes in a way of its own
-            limit = max(limit, float(bundle.manifest["dynamic_relative"]))
+        if precision in ("int8", "dynamic"):  # integers before the scores may be a step off
+            limit = max(limit, float(bundle.manifest[f"{precision}_relative"]))
     equal, largest = float(np.mean(difference == 0)), float(difference.max())
-    return Result(model.runtime, precision, len(images), equal, largest, limit)
-
-
-def unit(precision: str) -> str:
-    """Of a result's `largest` and `limit`."""
-    return "steps" if precision == "int8" else "of the largest score"
+    unit = "of the largest score" if model.contract.output is None else "steps"
+    return Result(model.runtime, precision, len(images), equal, largest, limit, unit)
 
 
 def relative(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> npt.NDArray[np.float64]:

@@ -235,10 +235,13 @@ def _manifest(
 ) -> dict[str, Any]:
     """manifest.json, but for its digests."""
     verified = [a for a in report["artefacts"] if a["file"] in shipped.values() and a["shipped"]]
-    int8, dynamic = (
-        [a["final"] for a in verified if a["precision"] == precision]
-        for precision in ("int8", "dynamic")
-    )
+    finals = [(a["precision"], a["final"]) for a in verified]
+    relative = {
+        precision: [final["relative"] for p, final in finals if p == precision]
+        for precision, contract in contracts.items()
+        if contract["output"] is None and precision in ("int8", "dynamic")
+    }
+    steps = [f["largest"] for p, f in finals if p == "int8" and p not in relative]
     manifest = {
         "schema": bundle.SCHEMA,
         "run": run.name,
@@ -246,11 +249,12 @@ def _manifest(
         "contracts": contracts,
         "models": {file: _verdict(model, verified) for file, model in shipped.items()},
         # On the device a tie may fall otherwise than it did here: one step more than was found.
-        "int8_steps": 1 + max((final["largest"] for final in int8), default=0.0),
+        "int8_steps": 1 + max(steps, default=0.0),
         "test_images": report["test_images"],
     }
-    if dynamic:  # other kernels may quantize in another way
-        manifest["dynamic_relative"] = 2 * max(final["relative"] for final in dynamic)
+    for precision, found in relative.items():  # other kernels may round in another way
+        if found:
+            manifest[f"{precision}_relative"] = 2 * max(found)
     if order.place is not None:
         manifest["target"] = {
             "name": order.place.name,
