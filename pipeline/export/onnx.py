@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 
 INPUT, OUTPUT = "image", "scores"
 WEIGHTED = {"Conv", "Gemm", "MatMul"}
-MOVED_TO_BE_QUANTIZED = {"Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze"}
+# What onnxruntime moves a DequantizeLinear past (its QDQPropagation), and what it makes of these.
+PASSED = {"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice"}
 
 
 def export(
@@ -120,7 +121,7 @@ def _keep_float_weights(graph: onnx.GraphProto) -> None:
     for node in graph.node:
         if node.op_type in WEIGHTED and node.input[1] in constants:
             source = producers.get(node.input[0])
-            while source is not None and source.op_type in MOVED_TO_BE_QUANTIZED:
+            while source is not None and source.op_type in PASSED:
                 source = producers.get(source.input[0])
             if source is not None and source.op_type == "DequantizeLinear":
                 kept = f"{node.input[0]}_of_{node.output[0]}"

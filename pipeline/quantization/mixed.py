@@ -19,6 +19,7 @@ from ..program import (
     MERGED,
     TRANSPARENT,
     accuracy,
+    aten,
     decomposed,
     is_dequantize,
     is_quantize,
@@ -28,6 +29,10 @@ from ..program import (
 from .measure import measured, rank
 
 Tried = list[dict[str, Any]]
+
+# Where these are given int8 values, their own are among them: int8 is exact, and converters make it
+# of them whatever is wanted. A ReLU that stands alone is one.
+PICKING = {aten.max_pool2d.default, aten.relu.default, aten.relu_.default, aten.cat.default}
 
 
 def layers(int8: fx.GraphModule, wanted: Tensor, data: Split) -> Tried:
@@ -88,13 +93,20 @@ def keep_in_float(int8: fx.GraphModule, names: Collection[str]) -> None:
     """Take the rounding of these layers' constants, and of values between them, out of an int8
     program, in place.
     """
+    taken: list[fx.Node] = []
 
     def within(node: fx.Node) -> bool:
         if _is_constant(node):
             return layer_of(node) in names
-        return is_quantize(node) and {_source(node).name, *_users(node)} <= set(names)
+        if not is_quantize(node) or not {_source(node).name, *_users(node)} <= set(names):
+            return False
+        inputs = [given.args[0] for given in _source(node).all_input_nodes if is_dequantize(given)]
+        return _source(node).target not in PICKING or all(given in taken for given in inputs)
 
-    _take_out(int8, [node for node in int8.graph.nodes if within(node)])
+    for node in int8.graph.nodes:
+        if within(node):
+            taken.append(node)
+    _take_out(int8, taken)
 
 
 def in_float(int8: fx.GraphModule) -> dict[str, list[str]]:

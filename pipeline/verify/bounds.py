@@ -30,7 +30,7 @@ TINY = 2.0**-149  # a result below the normal range is off by half of this, what
 # Higham and Mary (2019), theorem 2.4: with independent roundings sqrt(n) stands for n, but for a
 # probability of 2 n exp(-LAMBDA^2 / 2) at most. Beyond it a result is possible, and a warning.
 LAMBDA = 6.0
-ON_A_STEP = 255 * U  # of a step: what one rounding puts a number of steps off at most
+ON_A_STEP = 511 * U  # of a step: the most that `as_given` puts a number of steps off
 
 
 def gamma(n: Any) -> Any:
@@ -60,14 +60,14 @@ def exactly(value: Array) -> Bounded:
 
 
 def as_given(value: Array, zero_point: int | None) -> Bounded:
-    """What a float layer is given: a float as it is, or int8, which float32 rounds once when it
-    makes (q - z) s of it.
+    """What a layer in float is given: a float as it is, or int8 q. Of that float32 makes (q - z) s,
+    rounded once, or, as LiteRT's built-in kernels do, q s - z s, rounded three times.
     """
     known = exactly(value)
     if zero_point is None:
         return known
-    rounding = U * np.abs(known.value - zero_point)
-    return known._replace(error=rounding, likely=rounding)
+    sizes = np.abs(known.value) + abs(zero_point) + np.abs(known.value - zero_point)
+    return known._replace(error=U * sizes, likely=U * sizes)
 
 
 Inputs = Sequence[Bounded | None]

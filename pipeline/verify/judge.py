@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from . import bounds
-from .bounds import Bounded, as_given, gamma
+from .bounds import Bounded, gamma
 from .judgement import Judgement, Worst
 from .layers import Layer, Network
 from .merged import exact_of_merged
-from .rounding import FLOAT32, Exact, exact_of, scale_of
+from .rounding import FLOAT32, Exact, exact_of, inputs_of, scale_of
 from .stepped import stepped, ways_of
 
 Array = npt.NDArray[Any]
@@ -110,12 +110,7 @@ def _judged(
 
 def bounded(layer: Layer, network: Network, given: Mapping[str, Array | Bounded]) -> Bounded:
     """A float layer's exact value and its bound from its inputs, which may have bounds already."""
-    values = {}
-    for name, value in given.items():
-        quantization = network.quantizations[name]
-        zero_point = None if quantization is None else quantization.zero_point
-        known = value if isinstance(value, Bounded) else as_given(value, zero_point)
-        values[network.values[name]] = known
+    values = inputs_of(network, given)
     if layer.stepped:
         values = {name: stepped(value) for name, value in values.items()}
     evaluated = bounds.evaluate_layers(layer.nodes, values, network.opset, network.constants)

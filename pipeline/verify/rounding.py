@@ -18,8 +18,8 @@ import numpy.typing as npt
 import onnx
 
 from ..reference import compute
-from .bounds import Bounded, U, evaluate_layers, exactly, gamma
-from .layers import Layer, Network
+from .bounds import Bounded, U, as_given, evaluate_layers, exactly, gamma
+from .layers import Layer, Network, float_part
 
 Array = npt.NDArray[Any]
 
@@ -262,10 +262,9 @@ def exact_of(layer: Layer, network: Network, given: Mapping[str, Array | Bounded
     assert layer.quantization is not None
     scale, zero_point = float(layer.quantization.scale), layer.quantization.zero_point
     *nodes, last = layer.nodes
-    values = {
-        network.values[name]: value if isinstance(value, Bounded) else exactly(value)
-        for name, value in given.items()
-    }
+    # What an int8 layer's own dequantizations round is a part of `reach`, below.
+    enter = inputs_of if float_part(layer, network) is not None else exact_inputs
+    values = enter(network, given)
     known = network.constants
     values = evaluate_layers(nodes, values, network.opset, known)
     result = values[last.input[0]]
@@ -302,6 +301,25 @@ def exact_of(layer: Layer, network: Network, given: Mapping[str, Array | Bounded
     return Exact(
         *(real, reach, zero_point, low, high, accumulator, linear.multiplier), depthwise=depthwise
     )
+
+
+def inputs_of(network: Network, given: Mapping[str, Array | Bounded]) -> dict[str, Bounded]:
+    """A layer's inputs, by the names of their values, with what float32 makes of int8 ones."""
+    found = {}
+    for name, value in given.items():
+        quantization = network.quantizations[name]
+        zero_point = None if quantization is None else quantization.zero_point
+        known = value if isinstance(value, Bounded) else as_given(value, zero_point)
+        found[network.values[name]] = known
+    return found
+
+
+def exact_inputs(network: Network, given: Mapping[str, Array | Bounded]) -> dict[str, Bounded]:
+    """The same without that: int8 values are integers."""
+    return {
+        network.values[name]: value if isinstance(value, Bounded) else exactly(value)
+        for name, value in given.items()
+    }
 
 
 def scale_of(network: Network, name: str) -> float:
