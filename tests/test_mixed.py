@@ -9,6 +9,7 @@ import tarfile
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from conftest import Cli, pipeline
@@ -21,6 +22,8 @@ from pipeline.errors import VerificationFailed
 from pipeline.program import capture, is_quantize, plain, run, tap_nodes
 from pipeline.quantization import quantize
 from pipeline.quantization.mixed import fewest, in_float, layers
+from pipeline.verify import changed_constants
+from pipeline.verify.onnx_file import OnnxFile
 
 SHAPE = (1, 8, 8)
 PIXELS = torch.randint(0, 256, (64, *SHAPE), dtype=torch.uint8, generator=torch.Generator())
@@ -67,7 +70,7 @@ def outlying() -> fx.GraphModule:
         first.weight[0] *= 2000
         second.weight[:, 0] = 0
         network = nn.Sequential(nn.Flatten(), first, second, last).eval()
-        last.bias -= network(PIXELS.float() / 255).mean(0)  # so that all classes are answers
+        last.bias.sub_(network(PIXELS.float() / 255).mean(0))  # so that all classes are answers
     return plain(capture(network, SHAPE).module())
 
 
@@ -227,3 +230,18 @@ def test_onnx_keeps_float_weights_at_every_level() -> None:
         session = onnxruntime.InferenceSession(made.onnx, options)
         found.append(session.run(None, {"image": image})[0])
     assert np.abs(found[0] - found[1]).max() <= 1e-5 * np.abs(found[0]).max()
+
+
+@pytest.mark.slow
+def test_a_float_weight_that_onnx_has_otherwise_is_found() -> None:
+    torch.manual_seed(0)
+    made = export(Residual(1), (1, 14, 10), "int8", ["relu", "linear"])
+    assert changed_constants(made.module, made.reference().network) == []
+    model = onnx.load_from_string(made.onnx)
+    gemm = next(node for node in model.graph.node if node.op_type == "Gemm")
+    weight = next(i for i in model.graph.initializer if i.name == gemm.input[1])
+    values = onnx.numpy_helper.to_array(weight).copy()
+    values.flat[3] = np.nextafter(values.flat[3], np.float32(1))
+    weight.CopyFrom(onnx.numpy_helper.from_array(values, weight.name))
+    changed = OnnxFile(model.SerializeToString(), "changed.onnx", made.names)
+    assert changed_constants(made.module, changed.network) == ["linear"]

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import torch
 from torch import Tensor, fx
 
@@ -108,6 +109,9 @@ def verify_run(
             )
             subject = laboratory.subject(run.artefact(precision, "pt2"), PROGRAM, False)
             subject.finals.append(scores[precision].numpy())
+            if changed := changed_constants(module, laboratory.network):
+                name = run.artefact(precision, "onnx")
+                subject.error = f"{name} has other float weights in {', '.join(changed)}"
             if precision != "int8":
                 name = run.artefact(precision, "onnx")
                 graph = laboratory.subject(name, REFERENCE, False)
@@ -178,6 +182,24 @@ def judge_reference(
             share = 1.0 if "batch norm" in layer.kind else FLOAT64
             exact = exact._replace(error=exact.error * share, likely=exact.likely * share)
             verdict.in_place += against_bound(exact, values[layer.name], start)
+
+
+def changed_constants(module: fx.GraphModule, network: Network) -> list[str]:
+    """The layers of an int8 program that stayed in float, and whose weights and biases are not, bit
+    for bit, those of its ONNX graph. What a runtime rounds would hide some changes.
+    """
+    nodes = {node.name: node for node in module.graph.nodes}
+    stored = {i.name: onnx.numpy_helper.to_array(i) for i in network.model.graph.initializer}
+    changed = []
+    for layer in network.layers if network.int8 else ():
+        inside = program.layer_nodes(nodes[layer.name])
+        given = [source for node in inside for source in node.all_input_nodes]
+        held = [stored[name] for node in layer.nodes for name in node.input if name in stored]
+        for wanted in (program.attribute(module, g).detach() for g in given if g.op == "get_attr"):
+            ways = (wanted.numpy(), wanted.numpy().T)
+            if not any(np.array_equal(way, found) for way in ways for found in held):
+                changed.append(layer.name)
+    return changed
 
 
 def opened_program(subject: Subject, module: fx.GraphModule, network: Network) -> Opened:
