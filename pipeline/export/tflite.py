@@ -20,7 +20,7 @@ from deploy.runner.quiet import quiet
 
 from ..errors import BadInput, first_line
 from ..precisions import SMALL_WEIGHTS
-from ..program import aten, constant, decomposed, fold, is_quantize, layer_nodes, unpacked
+from ..program import aten, constant, decomposed, fold, unpacked
 from .tflite_weights import repacked
 
 POOLINGS = {aten.max_pool2d.default, aten.max_pool2d_with_indices.default, aten.avg_pool2d.default}
@@ -40,11 +40,14 @@ def export(
     module = copy.deepcopy(module) if contract.precision == "int8" else unpacked(module)
     held, more = module, 0
     if contract.precision == "int8":
+        from ..quantization.mixed import in_float
+
+        kept = list(in_float(module))
         # The converter quantizes biases by itself and refuses quantized ones. Given the values that
         # the int32 biases stand for, it finds the same integers again.
         fold(module, [node for node in module.graph.nodes if _is_dequantized_bias(node)])
         _settle_weights(module)
-        held, more = _held_in_float(module)
+        held, more = _held(module, kept)
     try:
         with quiet():
             import litert_torch
@@ -77,29 +80,21 @@ def export(
         archive.writestr(zipfile.ZipInfo(CONTRACT_MEMBER, EPOCH), contract.to_json())
 
 
-def _held_in_float(module: fx.GraphModule) -> tuple[fx.GraphModule, int]:
-    """A copy that also returns the negative of each value that is computed from float weights and
-    then quantized, and how many those are.
+def _held(module: fx.GraphModule, kept: list[str]) -> tuple[fx.GraphModule, int]:
+    """A copy that also returns the negative of what each of the layers `kept` in float computes,
+    and how many those are.
 
     The converter makes int8 of what stands between int8 values, float weights too, unless a value
     has another use than its quantization, which must not be a return.
     """
     module = copy.deepcopy(module)
     output = next(node for node in module.graph.nodes if node.op == "output")
-    sources = [node.args[0] for node in module.graph.nodes if is_quantize(node)]
+    values = [node for node in module.graph.nodes if node.name in kept]
     with module.graph.inserting_before(output):
-        held = [
-            module.graph.call_function(aten.neg.default, (source,))
-            for source in sources
-            if any(_has_float_weights(node) for node in layer_nodes(source))
-        ]
+        held = [module.graph.call_function(aten.neg.default, (value,)) for value in values]
     output.args = ((*_returned(output), *held),)
     module.recompile()
     return module, len(held)
-
-
-def _has_float_weights(node: fx.Node) -> bool:
-    return any(isinstance(given, fx.Node) and given.op == "get_attr" for given in node.args[1:2])
 
 
 def _returned(output: fx.Node) -> tuple[fx.Node, ...]:
