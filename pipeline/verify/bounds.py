@@ -61,12 +61,14 @@ def exactly(value: Array) -> Bounded:
 
 def as_given(value: Array, zero_point: int | None) -> Bounded:
     """What a layer in float is given: a float as it is, or int8 q. Of that float32 makes (q - z) s,
-    rounded once, or, as LiteRT's built-in kernels do, q s - z s, rounded three times.
+    rounded once, or, as LiteRT's built-in kernels do, q s - z s, rounded three times, but where q
+    is z, and both products are the same.
     """
     known = exactly(value)
     if zero_point is None:
         return known
     sizes = np.abs(known.value) + abs(zero_point) + np.abs(known.value - zero_point)
+    sizes = np.where(known.value == zero_point, 0.0, sizes)
     return known._replace(error=U * sizes, likely=U * sizes)
 
 
