@@ -16,7 +16,8 @@ from deploy.runner.sweep import Row, model_card, sweep
 from . import __version__
 from .errors import Missing
 from .package import Order, bundle_name, package_run
-from .precisions import FORMATS, PRECISIONS, artefacts, without_c
+from .precisions import FORMATS, PRECISIONS, artefacts
+from .run_exports import without_c
 from .run_folder import RunFolder
 from .verify import REPORT
 from .verify.compiler import compiler

@@ -226,7 +226,7 @@ def describe(file: Path | None, run_name: str | None, as_json: bool) -> None:
       pipeline describe some-model.onnx
     """
     from .graph import read_graph
-    from .precisions import in_float
+    from .run_exports import in_float
     from .run_folder import RunFolder
 
     kept: list[str] = []

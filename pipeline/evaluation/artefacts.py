@@ -17,7 +17,7 @@ from deploy.runner.scores import real
 
 from .. import program
 from ..export import contract_of
-from ..precisions import exports_of
+from ..run_exports import exports_of
 from ..run_folder import RunFolder
 from ..verify import PROGRAM, content_of
 from ..verify.compiler import LIBRARY, Sources, built

@@ -16,7 +16,8 @@ from deploy.runner.contract import Contract, Quantization
 from .. import __version__, program
 from ..errors import BadInput, Missing, UsageError
 from ..files import replace_folder
-from ..precisions import FORMATS, SMALL_WEIGHTS, USUAL, exports_of
+from ..precisions import FORMATS, SMALL_WEIGHTS, USUAL
+from ..run_exports import exports_of
 from ..run_folder import NEW, RunFolder
 from . import onnx, tflite
 from .c import Generated, digest, generate, write

@@ -15,10 +15,9 @@ from ..precisions import (
     SMALL_WEIGHTS,
     USUAL,
     artefacts,
-    exports_of,
     refuse_without_file,
-    without_c,
 )
+from ..run_exports import exports_of, without_c
 from ..run_folder import RunFolder
 from .archive import KINDS
 from .targets import ARCHITECTURES, DEFAULT, TARGETS, Place, place_of

@@ -12,8 +12,8 @@ from ..errors import BadInput, Missing
 from ..evaluation import EVALUATION
 from ..graph import Layer, read_graph
 from ..interval import wilson
-from ..precisions import in_float
 from ..quantization.sensitivity import SENSITIVITY
+from ..run_exports import in_float
 from ..run_folder import RunFolder
 from ..study import as_document, studies_of
 from ..verify import REPORT

@@ -23,7 +23,8 @@ from .. import __version__, program
 from ..data import dataset_of
 from ..errors import UsageError
 from ..export import export_run
-from ..precisions import FORMATS, PRECISIONS, USUAL, exports_of
+from ..precisions import FORMATS, PRECISIONS, USUAL
+from ..run_exports import exports_of
 from ..run_folder import RunFolder
 from .cases import cases_for
 from .compiler import Sources

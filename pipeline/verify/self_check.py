@@ -27,7 +27,8 @@ from .. import __version__, program
 from ..data import dataset_of
 from ..errors import UsageError, first_line
 from ..export import export_run
-from ..precisions import FORMATS, USUAL, exports_of
+from ..precisions import FORMATS, USUAL
+from ..run_exports import exports_of
 from ..run_folder import RunFolder
 from . import content_of, reference_of
 from .c_file import CFile, opened_library
