@@ -17,6 +17,7 @@ from . import __version__
 from .errors import Missing
 from .package import Order, bundle_name, package_run
 from .precisions import FORMATS, PRECISIONS, artefacts
+from .run_exports import lacking
 from .run_folder import RunFolder
 from .verify import REPORT
 from .verify.compiler import compiler
@@ -76,12 +77,14 @@ def _order(run: RunFolder) -> Order:
     precisions = [
         precision
         for precision in PRECISIONS
-        if any(run.artefact(*file) in made for file in artefacts(FORMATS, [precision]))
+        if any(
+            run.artefact(*file) in made for file in artefacts(FORMATS, [precision], lacking(run))
+        )
     ]
     kinds = [
         kind
         for kind in FORMATS
-        if all(run.artefact(*file) in made for file in artefacts([kind], precisions))
+        if all(run.artefact(*file) in made for file in artefacts([kind], precisions, lacking(run)))
     ]
     native = "c" in kinds and compiler() is not None
     if not precisions or kinds == [] or (kinds == ["c"] and not native):

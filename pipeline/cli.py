@@ -226,10 +226,13 @@ def describe(file: Path | None, run_name: str | None, as_json: bool) -> None:
       pipeline describe some-model.onnx
     """
     from .graph import read_graph
+    from .run_exports import in_float
     from .run_folder import RunFolder
 
+    kept: list[str] = []
     if file is None:
         run = RunFolder.open(run_name)
+        kept = in_float(run)
         name = run.artefact("fp32", "onnx")
         if name not in run.record["artefacts"]:
             from .export import export_run
@@ -238,11 +241,14 @@ def describe(file: Path | None, run_name: str | None, as_json: bool) -> None:
         file = run.need(name)
     graph = read_graph(file)
     if as_json:
-        print_json(dataclasses.asdict(graph) | {"parameters": graph.parameters, "macs": graph.macs})
+        counts = {"parameters": graph.parameters, "macs": graph.macs}
+        print_json(dataclasses.asdict(graph) | counts | ({"in_float": kept} if kept else {}))
         return
     from .tables import show_graph
 
     show_graph(graph)
+    if kept:
+        click.echo(f"int8 keeps in float: {', '.join(kept)}")
 
 
 if __name__ == "__main__":

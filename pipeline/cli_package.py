@@ -99,7 +99,7 @@ def package(dry_run: bool, as_json: bool, **options: Any) -> None:
     click.echo(f"{path}  {size:,} bytes{'' if made else ' (unchanged)'}")
     if made and before is not None and before["config"] != run.entry(name)["config"]:
         say(f"note: it takes the place of another of this name, of {before['bytes']:,} bytes")
-    if "c" in order.formats and "c" not in run.entry(name)["config"]:
+    if order.of_run(run).in_c and "c" not in run.entry(name)["config"]:
         say("note: C is not in it, since nothing compiled it for 'pipeline verify'; install gcc")
     there = "" if target == "host" else "copy it to the Pi, and there: "
     deb = order.kind == "deb"

@@ -32,6 +32,25 @@ def _show_tried(tried: list[dict[str, Any]]) -> None:
     table("int8 on validation images", columns, rows)
 
 
+def _show_mixed(tried: list[dict[str, Any]]) -> None:
+    from .console import say, table
+
+    rows = [
+        [
+            ", ".join(each["layers"]) or "none",
+            f"{each['accuracy']:.2%}",
+            str(each["flips"]),
+            _decibels(each["sqnr_db"]),
+            "chosen" if each is tried[-1] else "",
+        ]
+        for each in tried
+    ]
+    columns = ["in float", "accuracy", "flips", "SQNR (dB)", ""]
+    table("layers in float, on validation images", columns, rows)
+    if not tried[-1]["layers"]:
+        say("int8 is within --max-drop: no layer needs to stay in float")
+
+
 @click.command()
 @RUN
 @click.option("--calibration-size", type=int, default=1000, show_default=True)
@@ -47,6 +66,14 @@ def _show_tried(tried: list[dict[str, Any]]) -> None:
     default=None,
     help="Take the mean error of each layer out of its bias. Default: both are tried.",
 )
+@click.option("--mixed", is_flag=True, help="Keep in float the fewest layers that --max-drop asks.")
+@click.option(
+    "--max-drop",
+    type=float,
+    metavar="POINTS",
+    help="Percentage points below fp32, on validation images, that --mixed allows.",
+)
+@click.option("--keep", multiple=True, metavar="LAYER", help="Keep this one in float. Repeatable.")
 @DRY_RUN
 @JSON
 def quantize(
@@ -55,33 +82,54 @@ def quantize(
     calibration_seed: int,
     observer: str,
     bias_correction: bool | None,
+    mixed: bool,
+    max_drop: float | None,
+    keep: tuple[str, ...],
     dry_run: bool,
     as_json: bool,
 ) -> None:
     """Quantize a run's float program to int8, calibrated on training images. Of what is tried, the
     best on validation images is kept: by accuracy, then by how near its outputs are to fp32.
 
+    With --mixed the layers that cost most (see 'pipeline sensitivity') stay in float, as few as
+    --max-drop needs, none if it can be.
+
     \b
     Examples:
       pipeline quantize
       pipeline quantize --observer mse --no-bias-correction
+      pipeline quantize --mixed --max-drop 0.5
+      pipeline quantize --keep linear_2
     """
+    if mixed != (max_drop is not None):
+        raise UsageError("--mixed and --max-drop go together", "give both, like --max-drop 0.5")
+    if mixed and keep:
+        raise UsageError("--mixed chooses layers, and so does --keep", "give one of them")
     from .console import say
     from .quantization import Calibration, quantize_run
     from .run_folder import RunFolder
 
     run = RunFolder.open(run_name, dry_run)
-    calibration = Calibration(calibration_size, calibration_seed, observer, bias_correction)
+    calibration = Calibration(
+        calibration_size,
+        calibration_seed,
+        observer,
+        bias_correction,
+        max_drop,
+        tuple(sorted(set(keep))),
+    )
     made = quantize_run(run, calibration)
     if dry_run:
         show_plan(run, as_json)
         return
     name = run.artefact("int8", "pt2")
-    path, tried = run.path / name, run.entry(name)["facts"]["tried"]
+    path, facts = run.path / name, run.entry(name)["facts"]
     if as_json:
-        print_json({"run": run.name, "file": str(path), "made": made, "tried": tried})
+        print_json({"run": run.name, "file": str(path), "made": made, **facts})
         return
-    _show_tried(tried)
+    _show_tried(facts["tried"])
+    if "mixed" in facts:
+        _show_mixed(facts["mixed"])
     click.echo(f"{path}{'' if made else ' (unchanged)'}")
     say("next: pipeline export")
 

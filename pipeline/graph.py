@@ -154,7 +154,7 @@ def read_graph(path: Path) -> Graph:
         attributes = {a.name: onnx.helper.get_attribute_value(a) for a in node.attribute}
         if node.op_type == "Constant":
             constants[node.output[0]] = _constant(node, attributes, path)
-        elif node.op_type in PASSED_THROUGH:
+        elif node.op_type in PASSED_THROUGH or (node.op_type == "Sum" and len(node.input) == 1):
             known: dict[str, Any] = values if node.input[0] in values else constants
             known[node.output[0]] = known[node.input[0]]
         else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 
 from deploy.runner.contract import INTEGERS, PRECISIONS
 
@@ -11,6 +11,7 @@ from .errors import UsageError
 __all__ = [
     "FORMATS",
     "INTEGERS",
+    "LACKING",
     "PRECISIONS",
     "SMALL_WEIGHTS",
     "USUAL",
@@ -33,11 +34,15 @@ LACKING = {
 NAMES = {"onnx": "ONNX", "tflite": "TFLite", "c": "C"}
 
 
-def artefacts(formats: Iterable[str], precisions: Sequence[str]) -> list[tuple[str, str]]:
-    """(precision, format) of every file that is exported."""
+def artefacts(
+    formats: Iterable[str],
+    precisions: Sequence[str],
+    lacking: Collection[tuple[str, str]] = LACKING,
+) -> list[tuple[str, str]]:
+    """(precision, format) of every file that is exported, without those that are `lacking`."""
     kinds = tuple(formats)
     files = [(precision, kind) for precision in precisions for kind in kinds]
-    return [file for file in files if file not in LACKING]
+    return [file for file in files if file not in lacking]
 
 
 def with_a_file(formats: Sequence[str]) -> tuple[str, ...]:

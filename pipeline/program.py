@@ -226,24 +226,22 @@ def quantization_of(module: fx.GraphModule, node: fx.Node) -> tuple[float, int]:
 def tap_nodes(module: fx.GraphModule) -> dict[Tap, fx.Node]:
     """Every layer in program order, and the node that has its float output.
 
-    A convolution and the ReLU after it are one layer: see `MERGED`. In an int8 program a layer ends
-    where its result is quantized; the node is then the dequantization of the integers.
+    A convolution and the ReLU after it are one layer: see `MERGED`. Where a layer's result is
+    quantized, the node is the dequantization of the integers.
     """
-    quantized = any(is_quantize(node) for node in module.graph.nodes)
     taps: dict[Tap, fx.Node] = {}
     fixed = fixed_nodes(module)
     for node in module.graph.nodes:
-        if not quantized:
-            moved = node.target in TRANSPARENT or node in fixed
-            layer = node.op == "call_function" and not moved
-            if layer and isinstance(node.meta.get("val"), Tensor) and not _goes_on(node):
-                taps[Tap(node.name, _kind(node))] = node
+        moved = node.target in TRANSPARENT or is_quantize(node) or is_dequantize(node)
+        layer = node.op == "call_function" and not moved and node not in fixed
+        if not layer or not isinstance(node.meta.get("val"), Tensor) or _goes_on(node):
             continue
-        source = node.args[0] if is_quantize(node) else None
-        if isinstance(source, fx.Node) and source.target in LAYERS:
-            scale, zero_point = quantization_of(module, node)
-            tap = Tap(source.name, _kind(source), scale, zero_point)
-            taps[tap] = next(iter(node.users))
+        quantize = next((user for user in node.users if is_quantize(user)), None)
+        if quantize is None:
+            taps[Tap(node.name, _kind(node))] = node
+        else:
+            tap = Tap(node.name, _kind(node), *quantization_of(module, quantize))
+            taps[tap] = next(iter(quantize.users))
     return taps
 
 
@@ -253,15 +251,20 @@ def _goes_on(node: fx.Node) -> bool:
     return LAYERS.get(node.target) in MERGING and len(users) == 1 and users[0].target in MERGED
 
 
-def _kind(node: fx.Node) -> str:
-    """What the layer that ends here is made of: "conv + batch norm + relu"."""
-    kinds = [LAYERS.get(node.target, str(node.target).split(".")[1])]
-    while node.target in MERGED:
-        before = node.args[0]
+def layer_nodes(node: fx.Node) -> list[fx.Node]:
+    """The nodes of the layer that ends here, in order: see `MERGED`."""
+    nodes = [node]
+    while nodes[0].target in MERGED:
+        before = nodes[0].args[0]
         if not isinstance(before, fx.Node) or not _goes_on(before):
             break
-        node = before
-        kinds.insert(0, LAYERS[node.target])
+        nodes.insert(0, before)
+    return nodes
+
+
+def _kind(node: fx.Node) -> str:
+    """What the layer that ends here is made of: "conv + batch norm + relu"."""
+    kinds = (LAYERS.get(n.target, str(n.target).split(".")[1]) for n in layer_nodes(node))
     return " + ".join(kinds)
 
 

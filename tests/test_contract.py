@@ -32,12 +32,13 @@ FP32 = Contract(
 INT8 = replace(
     FP32, precision="int8", input=Quantization(1 / 255, -128), output=Quantization(0.1, 7)
 )
+FLOAT_SCORES = replace(INT8, output=None)
 ALL_INT8 = np.arange(-128, 128, dtype=np.int8)
 
 # --- contract -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("contract", [FP32, INT8], ids=["fp32", "int8"])
+@pytest.mark.parametrize("contract", [FP32, INT8, FLOAT_SCORES], ids=["fp32", "int8", "mixed"])
 @pytest.mark.parametrize("encode", [str, str.encode], ids=["text", "bytes"])
 def test_a_contract_survives_json(contract, encode):
     assert Contract.from_json(encode(contract.to_json()), "model.onnx") == contract
@@ -70,7 +71,7 @@ def test_a_contract_without_one_of_its_keys_is_refused(key):
         (FP32, {"invented": 1}),
         (FP32, {"input": {"scale": 0.1, "zero_point": 0}}),
         (INT8, {"input": None, "output": None}),
-        (INT8, {"output": None}),
+        (INT8, {"input": None}),
         (INT8, {"output": {"scale": 0.1}}),
         (INT8, {"output": {"scale": "small", "zero_point": 0}}),
         (INT8, {"output": {"scale": 0, "zero_point": 0}}),
@@ -170,6 +171,8 @@ def test_probabilities_stay_what_they_are():
         pytest.param(INT8, [7, 8, 9], np.array([0, 0.1, 0.2]), True, id="int8 as reals"),
         pytest.param(INT8, [7, 0, 9], np.array([0, np.nan, 0.2]), False, id="int8 with a NaN"),
         pytest.param(INT8, [0, 0, 0], np.full(3, np.nan), False, id="int8 all NaN"),
+        pytest.param(FLOAT_SCORES, [1.0, 2], np.array([1.0, 2.1]), True, id="int8, float scores"),
+        pytest.param(FLOAT_SCORES, [1.0, 2], np.array([1.0, 2.3]), False, id="int8, float, beyond"),
         pytest.param(FP32, [1.0, 2, 4], np.array([1.0, 2, 4]), True, id="fp32 equal"),
         pytest.param(FP32, [1.0, 2, 4], np.array([1.0, 2.001, 4]), False, id="fp32 too far"),
         pytest.param(FP32, [1.0, 2, 4], np.array([1.0, np.nan, 4]), False, id="fp32 with a NaN"),
@@ -179,7 +182,7 @@ def test_selftest_judges_outputs(contract, golden, found, passed, tmp_path):
     images = np.zeros((1, *contract.input_shape), np.uint8)
     np.savez(tmp_path / "golden.npz", images=images, **{contract.precision: np.array([golden])})
     model = SimpleNamespace(contract=contract, runtime="test 1.0", run=lambda _: [found[None]])
-    result = selftest(bundle.Bundle(tmp_path, {"int8_steps": 1}), model)
+    result = selftest(bundle.Bundle(tmp_path, {"int8_steps": 1, "int8_relative": 0.1}), model)
     assert result.passed is passed
 
 

@@ -63,11 +63,13 @@ def images(shape: Sequence[int], count: int = 8, seed: int = 0) -> Array:
     return random.integers(0, 256, (count, *shape)).astype(np.uint8)
 
 
-def export(network: nn.Module, shape: tuple[int, int, int], precision: str) -> Exported:
-    """A network with the weights that it has, in both formats."""
+def export(
+    network: nn.Module, shape: tuple[int, int, int], precision: str, keep: Sequence[str] = ()
+) -> Exported:
+    """A network with the weights that it has, in both formats; layers to `keep` stay in float."""
     module = program.plain(program.capture(network.eval(), shape).module())
     if precision == "int8":
-        module = quantize(module, torch.from_numpy(images(shape, 16)))
+        module = quantize(module, torch.from_numpy(images(shape, 16)), keep=keep)
     elif precision == "int16x8":
         module = quantize_int16x8(module, torch.from_numpy(images(shape, 16)))
     elif precision in SMALL_WEIGHTS:
@@ -80,6 +82,7 @@ def export(network: nn.Module, shape: tuple[int, int, int], precision: str) -> E
         return Quantization(*program.quantization_of(module, node), dtype) if node else None
 
     first = next((node for node in module.graph.nodes if program.is_quantize(node)), None)
+    end = program.output_node(module)
     contract = Contract(
         model="net",
         precision=precision,
@@ -89,7 +92,7 @@ def export(network: nn.Module, shape: tuple[int, int, int], precision: str) -> E
         preparation="picture",
         scores="logits",
         input=quantization(first),
-        output=quantization(program.output_node(module) if first else None),
+        output=quantization(end if program.is_dequantize(end) else None),
         program_sha256="0" * 64,
         pipeline_version="0",
     )

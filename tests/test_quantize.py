@@ -22,7 +22,8 @@ from pipeline.program import (
 )
 from pipeline.quantization import Calibration, quantize, quantize_run
 from pipeline.quantization.bias import means
-from pipeline.quantization.choice import choose, measured, rank
+from pipeline.quantization.choice import choose
+from pipeline.quantization.measure import measured, rank
 from pipeline.run_folder import RunFolder
 
 SHAPE = (3, 10, 14)

@@ -7,8 +7,8 @@ from torch import fx, nn
 
 from pipeline.program import capture, is_quantize, plain, run, tap_nodes
 from pipeline.quantization import quantize
-from pipeline.quantization.choice import sqnr
-from pipeline.quantization.sensitivity import alone
+from pipeline.quantization.measure import sqnr
+from pipeline.quantization.mixed import alone
 
 SHAPE = (1, 8, 8)
 PIXELS = torch.randint(0, 256, (64, *SHAPE), dtype=torch.uint8, generator=torch.Generator())

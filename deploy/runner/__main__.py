@@ -29,7 +29,7 @@ from .doctor import examine, exit_code
 from .errors import INTERRUPTED, BadInput, Missing, UsageError, UserError
 from .images import decode, prepare
 from .scores import probabilities, real
-from .selftest import GOLDEN, selftest, unit
+from .selftest import GOLDEN, selftest
 from .sweep import HEAD, Row, line, model_card, recommended, sweep
 
 
@@ -186,7 +186,7 @@ def run_selftest(args: argparse.Namespace, bundle: Bundle) -> int:
             print(
                 f"{verdict}: {result.precision} on {result.runtime}, {result.images} images, "
                 f"{result.equal:.2%} of scores equal, largest difference {result.largest:.3g} "
-                f"(limit {result.limit:.3g}) {unit(result.precision)}"
+                f"(limit {result.limit:.3g}) {result.unit}"
             )
     return 0 if results and all(result.passed for result in results) else 1
 

@@ -88,9 +88,10 @@ def _refuse_unlike_schema(manifest: dict[str, Any], where: str) -> None:
         if precision not in PRECISIONS:
             raise ValueError(f"unknown precision {precision!r}")
         Contract.from_json(json.dumps(contract), where)
-    for precision, limit in (("dynamic", "dynamic_relative"), ("int16x8", "int16x8_steps")):
-        if precision in manifest["contracts"]:
-            _refuse_mistyped(manifest, {limit: (int, float)}, "it")
+        if contract["output"] is None and precision in ("int8", "dynamic"):
+            _refuse_mistyped(manifest, {f"{precision}_relative": (int, float)}, "it")
+    if "int16x8" in manifest["contracts"]:
+        _refuse_mistyped(manifest, {"int16x8_steps": (int, float)}, "it")
     if "target" in manifest:
         _refuse_mistyped(manifest["target"], OF_TARGETS, "'target'")
 

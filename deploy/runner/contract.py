@@ -46,8 +46,9 @@ class Contract:
     scaled into a box and centred as MNIST was made (dark ink on paper is inverted); `picture` is
     resized and otherwise left alone. `scores` says whether the outputs are logits or already
     probabilities; `temperature` is what logits are divided by before they become some (Guo et al.
-    2017). `input` and `output` are the quantization of a model of INTEGERS, None for others: fp16
-    and dynamic are float models with weights stored as float16 or int8.
+    2017). `input` and `output` are the quantization of a model of INTEGERS, where the scores of an
+    int8 one may be float, as its last layer; None for others: fp16 and dynamic are float models
+    with weights stored as float16 or int8.
     """
 
     model: str
@@ -117,5 +118,6 @@ class Contract:
         sides = [side for side in (self.input, self.output) if side is not None]
         dtype = INTEGERS.get(self.precision)
         sound = all(0 < side.scale < math.inf and side.dtype == dtype for side in sides)
-        if len(sides) != (2 if dtype else 0) or not sound:
+        stated = self.input is not None if dtype else not sides
+        if not (stated and sound):
             raise ValueError(f"{self.precision} with quantization {self.input}, {self.output}")

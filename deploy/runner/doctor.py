@@ -19,7 +19,6 @@ from . import camera
 from .apart import Answer, choices, run_apart
 from .backends import BACKENDS
 from .bundle import Bundle
-from .selftest import unit
 
 FINE, NOTE, WRONG = "fine", "note", "WRONG"
 OLDEST_GLIBC = 28  # 2.x that the wheels of LiteRT and ONNX Runtime ask for
@@ -144,7 +143,7 @@ def _runtimes(bundle: Bundle) -> Iterator[Finding]:
             yield Finding(what, NOTE, found, mend_of(bundle, choice.runtime, answer) or mend)
             continue
         (result,) = answer.document
-        largest = f"{result['largest']:.3g} {unit(choice.precision)}"
+        largest = f"{result['largest']:.3g} {result['unit']}"
         found = f"{result['runtime']}: at most {largest} off"
         if result["passed"]:
             yield Finding(what, FINE, found)

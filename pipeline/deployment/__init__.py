@@ -40,6 +40,7 @@ def installation_of(
     run: RunFolder, order: Order, python: bool, prefix: str | None, count: int
 ) -> Installation:
     """The way of the run's bundle. Raises UsageError."""
+    order = order.of_run(run)
     if not order.is_native:
         raise UsageError(
             "deploy without C: what install.sh tests on any board is compiled", "add c to --runtime"

@@ -17,7 +17,7 @@ from deploy.runner.scores import real
 
 from .. import program
 from ..export import contract_of
-from ..precisions import artefacts
+from ..run_exports import exports_of
 from ..run_folder import RunFolder
 from ..verify import PROGRAM, content_of
 from ..verify.compiler import LIBRARY, Sources, built
@@ -72,7 +72,7 @@ def _exported(
     contract: Contract,
     runtimes: Runtimes,
 ) -> Iterator[Artefact]:
-    for _, kind in artefacts(formats, [precision]):
+    for _, kind in exports_of(run, formats, [precision]):
         name = run.artefact(precision, kind)
         shipped = [c for c in JUDGED[kind] if c.shipped and not missing(c)]
         if not shipped:

@@ -16,7 +16,8 @@ from deploy.runner.contract import Contract, Quantization
 from .. import __version__, program
 from ..errors import BadInput, Missing, UsageError
 from ..files import replace_folder
-from ..precisions import FORMATS, INTEGERS, SMALL_WEIGHTS, USUAL, artefacts
+from ..precisions import FORMATS, INTEGERS, SMALL_WEIGHTS, USUAL
+from ..run_exports import exports_of
 from ..run_folder import NEW, RunFolder
 from . import onnx, tflite
 from .c import Generated, digest, generate, write
@@ -59,7 +60,9 @@ def contract_of(run: RunFolder, module: fx.GraphModule, precision: str) -> Contr
         preparation=training["preparation"],
         scores="probabilities" if probabilities else "logits",
         input=Quantization(*program.quantization_of(module, first), dtype) if first else None,
-        output=Quantization(*program.quantization_of(module, final), dtype) if first else None,
+        output=Quantization(*program.quantization_of(module, final), dtype)
+        if source != final
+        else None,
         program_sha256=run.entry(run.artefact(precision, "pt2"))["sha256"],
         pipeline_version=__version__,
         temperature=temperature_of(run, precision),
@@ -86,7 +89,7 @@ def export_run(
             store_small(run, precision)
         if precision == "int16x8":
             store_int16x8(run)
-        files = artefacts(formats, [precision])
+        files = exports_of(run, formats, [precision])
         if run.plan is not None and run.plan.get(source) == NEW:  # nothing is known of it yet
             run.wants(*(run.artefact(*file) for file in files))
             continue

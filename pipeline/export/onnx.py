@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 INPUT, OUTPUT = "image", "scores"
 WEIGHTED = {"Conv", "Gemm", "MatMul"}
 OF_INT16 = 21  # the first opset that quantizes to int16
+# What onnxruntime moves a DequantizeLinear past (its QDQPropagation), and what it makes of these.
+PASSED = {"MaxPool", "Reshape", "Flatten", "Transpose", "Squeeze", "Unsqueeze", "Slice"}
 
 
 def export(
@@ -70,6 +72,8 @@ def export(
     for value in (*model.graph.value_info, *model.graph.input, *model.graph.output):
         del value.metadata_props[:]
     _unshare_zero_points(model.graph)
+    if contract.precision == "int8":
+        _keep_float_weights(model.graph)
     if contract.precision == "fp16":
         _store_halves(model.graph)
     del model.metadata_props[:], model.graph.metadata_props[:]
@@ -102,6 +106,32 @@ def _unshare_zero_points(graph: onnx.GraphProto) -> None:
             own.CopyFrom(constants[name])
             own.name = node.input[2] = f"{node.input[0]}_zero_point"
         taken.add(name)
+
+
+def _keep_float_weights(graph: onnx.GraphProto) -> None:
+    """Put a Sum of one, which is what it is given, before each layer that stayed in float after an
+    int8 value.
+
+    onnxruntime 1.31.1 makes int8 of float weights of a Conv or Gemm whose input is dequantized
+    (its WeightBiasQuantization), and takes any Identity away before it does.
+    """
+    import onnx
+
+    constants = {tensor.name for tensor in graph.initializer}
+    producers = {name: node for node in graph.node for name in node.output}
+    nodes = []
+    for node in graph.node:
+        if node.op_type in WEIGHTED and node.input[1] in constants:
+            source = producers.get(node.input[0])
+            while source is not None and source.op_type in PASSED:
+                source = producers.get(source.input[0])
+            if source is not None and source.op_type == "DequantizeLinear":
+                kept = f"{node.input[0]}_of_{node.output[0]}"
+                nodes.append(onnx.helper.make_node("Sum", [node.input[0]], [kept], f"keep_{kept}"))
+                node.input[0] = kept
+        nodes.append(node)
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 def _store_halves(graph: onnx.GraphProto) -> None:

@@ -42,11 +42,16 @@ def export(
     quantized = contract.precision in INTEGERS
     module = copy.deepcopy(module) if quantized else unpacked(module)
     biases = _biases(module)
+    held, more = module, 0
     if quantized:
+        from ..quantization.mixed import in_float
+
+        kept = list(in_float(module))
         # The converter quantizes biases by itself and refuses quantized ones. Given the values that
         # the int32 biases stand for, it finds the same integers again, or nearly.
         fold(module, [node for node in module.graph.nodes if _is_dequantized_bias(node)])
         _settle_weights(module)
+        held, more = _held(module, kept)
     try:
         with quiet():
             import litert_torch
@@ -56,7 +61,7 @@ def export(
 
             config = QuantConfig(pt2e_quantizer=Int8Quantizer())
             converted = litert_torch.convert(
-                module,
+                held,
                 (torch.zeros(1, *contract.input_shape),),
                 quant_config=config if quantized else None,
             )
@@ -67,6 +72,8 @@ def export(
             "leave out --format tflite, or change the layer that it names",
         ) from error
     try:
+        if more:
+            path.write_bytes(_without_outputs(path.read_bytes(), more))
         if contract.precision in SMALL_WEIGHTS:
             path.write_bytes(repacked(path.read_bytes(), contract.precision))
         if contract.precision == "int16x8":
@@ -77,6 +84,48 @@ def export(
         raise
     with zipfile.ZipFile(path, "a") as archive:
         archive.writestr(zipfile.ZipInfo(CONTRACT_MEMBER, EPOCH), contract.to_json())
+
+
+def _held(module: fx.GraphModule, kept: list[str]) -> tuple[fx.GraphModule, int]:
+    """A copy that also returns the negative of what each of the layers `kept` in float computes,
+    and how many those are.
+
+    The converter makes int8 of what stands between int8 values, float weights too, unless a value
+    has another use than its quantization, which must not be a return.
+    """
+    module = copy.deepcopy(module)
+    output = next(node for node in module.graph.nodes if node.op == "output")
+    values = [node for node in module.graph.nodes if node.name in kept]
+    with module.graph.inserting_before(output):
+        held = [module.graph.call_function(aten.neg.default, (value,)) for value in values]
+    output.args = ((*_returned(output), *held),)
+    module.recompile()
+    return module, len(held)
+
+
+def _returned(output: fx.Node) -> tuple[fx.Node, ...]:
+    values: Any = output.args[0]
+    return tuple(values) if isinstance(values, tuple | list) else (values,)
+
+
+def _without_outputs(content: bytes, count: int) -> bytes:
+    """The file without its last outputs and what only they need."""
+    from ai_edge_litert.tools import flatbuffer_utils as flatbuffer
+
+    model = flatbuffer.read_model_from_bytearray(bytearray(content))
+    (graph,), (signature,) = model.subgraphs, model.signatureDefs
+    names = [f"output_{number}".encode() for number in range(len(signature.outputs) - count)]
+    signature.outputs = [output for output in signature.outputs if output.name in names]
+    kept = {output.tensorIndex for output in signature.outputs}
+    graph.outputs = [tensor for tensor in graph.outputs if tensor in kept]
+    needed: list[Any] = []
+    for each in reversed(graph.operators):
+        if kept & set(each.outputs):
+            kept |= set(each.inputs)
+            needed.insert(0, each)
+    graph.operators = needed
+    with quiet():
+        return bytes(flatbuffer.convert_object_to_bytearray(model))
 
 
 def _settle_weights(module: fx.GraphModule) -> None:
@@ -152,8 +201,7 @@ def _check_shapes(module: fx.GraphModule, contract: Contract, path: Path) -> Non
             "pooling that leaves out the end of the image does this",
         ) from error
     ShapeProp(module).propagate(torch.zeros(1, *contract.input_shape))
-    returned = next(node for node in module.graph.nodes if node.op == "output").args[0]
-    outputs = list(returned) if isinstance(returned, tuple | list) else [returned]
+    outputs = _returned(next(node for node in module.graph.nodes if node.op == "output"))
     details = interpreter.get_signature_runner().get_output_details()
     found = [tuple(details[f"output_{n}"]["shape"].tolist()) for n in range(len(details))]
     # Layouts differ and names are lost, but one tensor of the file holds as many values.

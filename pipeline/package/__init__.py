@@ -80,7 +80,7 @@ def package_run(
     Missing, or BadInput for artefacts out of date. C that is compiled for a target is tried here if
     an emulator is here; sources go along unless no compiler was there to verify them.
     """
-    order = order or Order()
+    order = (order or Order()).of_run(run)
     place = order.place
     target = bundle_name(run, place, order.kind)
     models = [

@@ -24,23 +24,22 @@ def manifest_of(
 ) -> dict[str, Any]:
     """manifest.json, but for its digests."""
     verified = [a for a in report["artefacts"] if a["file"] in shipped.values() and a["shipped"]]
-    int8, int16x8, dynamic = (
-        [a["final"] for a in verified if a["precision"] == precision]
-        for precision in ("int8", "int16x8", "dynamic")
-    )
+    finals = {p: [a["final"] for a in verified if a["precision"] == p] for p in contracts}
+    of_float = {precision for precision, known in contracts.items() if known["output"] is None}
     manifest = {
         "schema": bundle.SCHEMA,
         "run": run.name,
         "pipeline_version": __version__,
         "contracts": contracts,
         "models": {file: _verdict(model, verified) for file, model in shipped.items()},
-        "int8_steps": _steps(int8),
+        "int8_steps": _steps(finals.get("int8", []) if "int8" not in of_float else []),
         "test_images": report["test_images"],
     }
-    if int16x8:
-        manifest["int16x8_steps"] = _steps(int16x8)
-    if dynamic:  # other kernels may quantize in another way
-        manifest["dynamic_relative"] = 2 * max(final["relative"] for final in dynamic)
+    if "int16x8" in finals:
+        manifest["int16x8_steps"] = _steps(finals["int16x8"])
+    for precision in sorted(of_float & {"int8", "dynamic"}):  # other kernels round in another way
+        relative = max(final["relative"] for final in finals[precision])
+        manifest[f"{precision}_relative"] = 2 * relative
     if order.place is not None:
         manifest["target"] = {
             "name": order.place.name,

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from deploy.runner.backends import BACKENDS
 from deploy.runner.contract import default_precision
 
 from ..errors import UsageError, unknown
-from ..precisions import FORMATS, USUAL, artefacts, refuse_without_file
+from ..precisions import (
+    FORMATS,
+    LACKING,
+    USUAL,
+    artefacts,
+    refuse_without_file,
+)
+from ..run_exports import exports_of, lacking
 from ..run_folder import RunFolder
 from .archive import KINDS
 from .targets import ARCHITECTURES, DEFAULT, TARGETS, Place, place_of
@@ -24,6 +31,7 @@ class Order:
     """What is to be packed: `formats` of onnx, tflite and c. Without a place it is for any 64-bit
     Linux, and C goes along as sources; `wheels`: all that pip would fetch, too. `kind` is one of
     KINDS; `compiler` one of toolchain.COMPILERS, or the first that is here.
+    `lacking` are the (precision, format) that there are not.
     """
 
     formats: tuple[str, ...] = FORMATS
@@ -32,6 +40,7 @@ class Order:
     wheels: bool = False
     kind: str = KINDS[0]
     compiler: str | None = None
+    lacking: frozenset[tuple[str, str]] = frozenset(LACKING)
 
     @classmethod
     def of(
@@ -87,6 +96,11 @@ class Order:
             raise UsageError("--compiler is for the C of a board", "leave it out")
         return cls(formats, tuple(precisions), place, wheels, kind, compiler)
 
+    def of_run(self, run: RunFolder) -> Order:
+        """Without C of what a run has none of. Raises UsageError where nothing is left."""
+        exports_of(run, self.formats, self.precisions)
+        return replace(self, lacking=lacking(run))
+
     @property
     def first(self) -> str:
         """The precision that is taken where none is named."""
@@ -105,7 +119,7 @@ class Order:
     @property
     def artefacts(self) -> list[tuple[str, str]]:
         """(precision, format) of every export in it."""
-        return artefacts(self.formats, self.precisions)
+        return artefacts(self.formats, self.precisions, self.lacking)
 
     def cross_compiler(self) -> str | None:
         """What compiles its C for a board. Raises UsageError, and Missing where nothing does."""

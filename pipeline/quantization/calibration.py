@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 from torch import Tensor, fx
@@ -11,6 +11,7 @@ from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
 
 from ..program import plain
 from .bias import correct, means
+from .mixed import keep_in_float
 from .observers import activation
 from .rules import Int8Quantizer
 from .rules_int16 import Int16x8Quantizer
@@ -31,15 +32,16 @@ def quantize(
     observer: str = "minmax",
     *,
     bias_correction: bool = False,
+    keep: Collection[str] = (),
 ) -> fx.GraphModule:
     """The int8 program of a float program, calibrated on uint8 N x C x H x W training images.
 
-    `observer` is one of OBSERVERS. Weights stay float values behind quantize nodes, so that one
-    program serves all exporters. Raises BadInput.
+    `observer` is one of OBSERVERS; the layers `keep` stay in float, see `mixed`. Weights that are
+    quantized stay float values behind quantize nodes, so that one program serves all exporters.
+    Raises BadInput.
     """
-    return calibrated(
-        program, pixels, Int8Quantizer(activation(observer)), bias_correction=bias_correction
-    )
+    quantizer = Int8Quantizer(activation(observer))
+    return calibrated(program, pixels, quantizer, bias_correction=bias_correction, keep=keep)
 
 
 def calibrated(
@@ -48,6 +50,7 @@ def calibrated(
     quantizer: Int8Quantizer,
     *,
     bias_correction: bool = False,
+    keep: Collection[str] = (),
 ) -> fx.GraphModule:
     """A float program by the rules of `quantizer`. See `quantize`."""
     prepared = prepare_pt2e(copy.deepcopy(program), quantizer)
@@ -56,7 +59,8 @@ def calibrated(
             prepared(images.float() / 255)
     # Observers change no value, so the prepared program still computes what the float one does.
     wanted = means(prepared, pixels) if bias_correction else {}
-    int8 = plain(convert_pt2e(prepared, fold_quantize=False))
+    quantized = plain(convert_pt2e(prepared, fold_quantize=False))
+    keep_in_float(quantized, keep)
     if bias_correction:
-        correct(int8, wanted, pixels)
-    return int8
+        correct(quantized, wanted, pixels)
+    return quantized

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import itertools
-import math
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -13,12 +13,15 @@ from torch import Tensor, fx
 from .. import __version__
 from ..data import Split, dataset_of
 from ..errors import UsageError, unknown
-from ..program import accuracy, capture, load, run, saved
+from ..program import capture, load, run, saved, tap_nodes
 from ..run_folder import RunFolder
 from .calibration import quantize
+from .measure import measured, rank
+from .mixed import Tried, fewest, in_float, layers
 from .observers import OBSERVERS
 
 AUTO = "auto"
+MIXED = ("max_drop", "keep")  # settings of a program in which some layers may be in float
 
 
 @dataclass(frozen=True)
@@ -29,12 +32,23 @@ class Calibration:
     Auto is the default, since no observer is best for all: of lenet5 (digits, MNIST) and
     lenet5-classic (digits), seed 0, minmax, minmax and percentile came nearest to fp32 on
     validation images, each with bias correction, 0.4 to 2.6 dB nearer than plain minmax.
+
+    Some layers may stay in float, see `mixed`: those named by `keep`, or else, where there is a
+    `max_drop` in percentage points, as few as bring the program within it.
     """
 
     size: int = 1000
     seed: int = 0
     observer: str = AUTO
     bias_correction: bool | None = None
+    max_drop: float | None = None
+    keep: tuple[str, ...] = ()
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """For run.json, which says nothing of layers in float where all are to be int8."""
+        config = asdict(self)
+        return {k: v for k, v in config.items() if k not in MIXED or v not in (None, ())}
 
     def images(self, train: Split) -> Tensor:
         """The chosen training images, uint8 N x C x H x W."""
@@ -46,30 +60,6 @@ class Calibration:
         observers = list(OBSERVERS) if self.observer == AUTO else [self.observer]
         given = self.bias_correction
         return list(itertools.product(observers, [False, True] if given is None else [given]))
-
-
-def sqnr(wanted: Tensor, found: Tensor) -> float:
-    """Signal to quantization noise of `found` in dB, infinite without noise: 10 log10(S / N)."""
-    noise = float((found - wanted).double().square().sum())
-    signal = float(wanted.double().square().sum())
-    return 10 * math.log10(signal / noise) if noise and signal else math.inf
-
-
-def measured(int8: fx.GraphModule, wanted: Tensor, data: Split) -> dict[str, Any]:
-    """Accuracy on the images, answers other than the float program's, and the outputs' SQNR."""
-    scores = run(int8, data.images)[0]
-    ratio = sqnr(wanted, scores)
-    return {
-        "accuracy": accuracy(scores, data.labels),
-        "flips": int((scores.argmax(1) != wanted.argmax(1)).sum()),
-        "sqnr_db": ratio if math.isfinite(ratio) else None,
-    }
-
-
-def rank(tried: dict[str, Any]) -> tuple[float, float]:
-    """The best has the largest: validation accuracy, then nearness to the float program."""
-    ratio = tried["sqnr_db"]
-    return tried["accuracy"], math.inf if ratio is None else ratio
 
 
 def choose(
@@ -88,6 +78,50 @@ def choose(
     assert best is not None
     max(tried, key=rank)["chosen"] = True
     return best, tried
+
+
+def mix(
+    program: fx.GraphModule,
+    pixels: Tensor,
+    validation: Split,
+    calibration: Calibration,
+    tried: Tried,
+) -> tuple[fx.GraphModule, Tried]:
+    """The int8 program with layers in float that `calibration` asks for, otherwise as the chosen
+    one of `tried`; and the choices of layers, that of the program last, see `fewest`.
+
+    Raises UsageError for layers that cannot be kept, VerificationFailed as `fewest` does.
+    """
+    wanted = run(program, validation.images)[0]
+    chosen = next(each for each in tried if each["chosen"])
+    observer, correction = chosen["observer"], chosen["bias_correction"]
+
+    def quantized(keep: Sequence[str]) -> fx.GraphModule:
+        return quantize(program, pixels, observer, bias_correction=correction, keep=keep)
+
+    plain = quantize(program, pixels, observer)
+    if calibration.keep:
+        _refuse_to_keep(calibration.keep, [tap.layer for tap in tap_nodes(plain)])
+        int8 = quantized(calibration.keep)
+        found = in_float(int8)
+        for name in calibration.keep:
+            if not any(name in nodes for nodes in found.values()):
+                raise UsageError(
+                    f"--keep {name}: it has no weights and stands between int8 values",
+                    "keep the layer before or after it, too",
+                )
+        return int8, [{"layers": list(found), **measured(int8, wanted, validation)}]
+    assert calibration.max_drop is not None
+    costs = layers(plain, wanted, validation)
+    return fewest(quantized, costs, wanted, validation, calibration.max_drop)
+
+
+def _refuse_to_keep(keep: Sequence[str], known: list[str]) -> None:
+    for name in keep:
+        if name not in known:
+            raise unknown("layer", name, known)
+    if set(keep) == set(known):
+        raise UsageError("--keep names every layer: that is the fp32 program", "leave one out")
 
 
 def is_trained(run: RunFolder) -> bool:
@@ -111,11 +145,12 @@ def quantize_run(run: RunFolder, calibration: Calibration | None = None) -> bool
         known = run.record["artefacts"].get(target, {}).get("config", {})
         names = asdict(Calibration())
         calibration = Calibration(**{key: known[key] for key in names if key in known})
+        calibration = replace(calibration, keep=tuple(calibration.keep))  # JSON's is a list
     if calibration.size < 1:
         raise UsageError(f"--calibration-size {calibration.size}", "give 1 or more")
     if calibration.observer not in (AUTO, *OBSERVERS):
         raise unknown("observer", calibration.observer, [AUTO, *OBSERVERS])
-    config = asdict(calibration) | {"pipeline": __version__}
+    config = calibration.config | {"pipeline": __version__}
     path = run.need(source)
     if not run.wants(target, config=config):
         return False
@@ -123,7 +158,10 @@ def quantize_run(run: RunFolder, calibration: Calibration | None = None) -> bool
     dataset = dataset_of(run)
     pixels = calibration.images(dataset.train)
     int8, tried = choose(module, pixels, dataset.validation, calibration)
+    facts: dict[str, Any] = {"tried": tried}
+    if calibration.keep or calibration.max_drop is not None:
+        int8, facts["mixed"] = mix(module, pixels, dataset.validation, calibration, tried)
     with run.workspace() as work:
         (work / target).write_bytes(saved(capture(int8, run.input_shape)))
-        run.commit({target: work / target}, config, [source], {"tried": tried})
+        run.commit({target: work / target}, config, [source], facts)
     return True

@@ -31,7 +31,7 @@ from ..errors import BadInput, UsageError, VerificationFailed
 from ..program import capture, load, plain, run, saved
 from ..run_folder import RunFolder
 from ..train import EASED
-from .choice import measured
+from .measure import measured
 from .observers import SMALLEST_SCALE
 from .rules import FOLDED, Int8Quantizer
 

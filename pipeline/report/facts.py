@@ -13,6 +13,7 @@ from ..evaluation import EVALUATION
 from ..graph import Layer, read_graph
 from ..interval import wilson
 from ..quantization.sensitivity import SENSITIVITY
+from ..run_exports import in_float
 from ..run_folder import RunFolder
 from ..study import as_document, studies_of
 from ..verify import REPORT
@@ -55,7 +56,9 @@ def facts_of(run: RunFolder, seen: Observations) -> Record:
     sections = {
         "network": _network(run),
         "training": _training(run, seen),
-        "quantization": _quantization(seen, read(SENSITIVITY)) if "int8" in seen.answers else None,
+        "quantization": _quantization(run, seen, read(SENSITIVITY))
+        if "int8" in seen.answers
+        else None,
         "parity": parity_of(verification) if verification else None,
         "self_check": read(SELF_CHECK),
         "runtimes": _runtimes(run, verification, bench, devices),
@@ -201,9 +204,10 @@ def answer_of(index: int, answers: Answers, labels: tuple[str, ...]) -> Record:
     }
 
 
-def _quantization(seen: Observations, sensitivity: Record | None) -> Record:
+def _quantization(run: RunFolder, seen: Observations, sensitivity: Record | None) -> Record:
     labels = seen.dataset.labels
     return {
+        "in_float": in_float(run),
         "sensitivity": sensitivity,
         "layers": [
             {
@@ -240,6 +244,7 @@ def _runtimes(
                     "accuracy": accuracy_of(round(final["accuracy"] * of), of),
                     "equal_part": final["equal_part"],
                     "largest": final["largest"],
+                    "in_steps": final["in_steps"],
                     "flips": len(final["flips"]),
                 }
             )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..precisions import INTEGERS, PRECISIONS
+from ..verify.report import has_bound
 
 Record = dict[str, Any]
 
@@ -45,17 +46,17 @@ def parity_of(verification: Record) -> Record:
 
 
 def _cell(layer: Record, precision: str) -> Record:
-    """Of floats the largest error as a part of its bound. Of integers the part that is not that of
-    exact arithmetic, all of which a rounding explains where the layer passed.
+    """Of floats the largest error as a part of its bound (`of_bound`). Of integers the part that is
+    not that of exact arithmetic, all of which a rounding explains where the layer passed.
     """
+    of_bound = precision not in INTEGERS or has_bound(layer)
+    cell = {"passed": layer["passed"], "with": layer["with"], "of_bound": of_bound}
     if layer["with"]:
-        return {"passed": layer["passed"], "value": None, "with": layer["with"]}
+        return cell | {"value": None}
     judged = [j for j in (layer["isolated"], layer["in_place"]) if j is not None]
-    if precision in INTEGERS:
-        value = max(1 - j["equal_part"] for j in judged)
-    else:
-        value = max(j["fraction_of_bound"] for j in judged)
-    return {"passed": layer["passed"], "value": value, "with": None}
+    if of_bound:
+        return cell | {"value": max(j["fraction_of_bound"] for j in judged)}
+    return cell | {"value": max(1 - j["equal_part"] for j in judged)}
 
 
 def _steps(artefact: Record) -> Record:

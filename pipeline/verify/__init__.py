@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import onnx
 import torch
 from torch import Tensor, fx
 
@@ -24,7 +25,8 @@ from .. import __version__, program
 from ..data import dataset_of
 from ..errors import UsageError
 from ..export import EXPORTERS, contract_of, export_run
-from ..precisions import FORMATS, INTEGERS, PRECISIONS, USUAL, artefacts
+from ..precisions import FORMATS, INTEGERS, LACKING, PRECISIONS, USUAL
+from ..run_exports import exports_of
 from ..run_folder import RunFolder
 from .cases import cases_for
 from .compiler import Sources
@@ -110,6 +112,9 @@ def verify_run(
             )
             subject = laboratory.subject(run.artefact(precision, "pt2"), PROGRAM, False)
             subject.finals.append(scores[precision].numpy())
+            if changed := changed_constants(module, laboratory.network):
+                name = run.artefact(precision, "onnx")
+                subject.error = f"{name} has other float weights in {', '.join(changed)}"
             if precision not in INTEGERS:
                 name = run.artefact(precision, "onnx")
                 graph = laboratory.subject(name, REFERENCE, False)
@@ -140,7 +145,7 @@ def verify_run(
 
 def run_files(run: RunFolder, formats: Sequence[str], precisions: Sequence[str]) -> list[str]:
     """The names of a run's artefacts in these formats."""
-    return [run.artefact(*file) for file in artefacts(formats, precisions)]
+    return [run.artefact(*file) for file in exports_of(run, formats, precisions)]
 
 
 def content_of(run: RunFolder, name: str) -> bytes | Sources:
@@ -157,7 +162,7 @@ def reference_of(run: RunFolder, precision: str, module: fx.GraphModule) -> Onnx
     name = run.artefact(precision, "onnx")
     last, *taps = program.with_taps(module)[1]
     names = [(tap.layer, tap.kind) for tap in (*taps, last)]
-    if artefacts(["onnx"], [precision]):
+    if (precision, "onnx") not in LACKING:
         return OnnxFile(run.need(name).read_bytes(), name, names)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / name
@@ -187,6 +192,24 @@ def judge_reference(
             share = 1.0 if "batch norm" in layer.kind else FLOAT64
             exact = exact._replace(error=exact.error * share, likely=exact.likely * share)
             verdict.in_place += against_bound(exact, values[layer.name], start)
+
+
+def changed_constants(module: fx.GraphModule, network: Network) -> list[str]:
+    """The layers of an int8 program that stayed in float, and whose weights and biases are not, bit
+    for bit, those of its ONNX graph. What a runtime rounds would hide some changes.
+    """
+    nodes = {node.name: node for node in module.graph.nodes}
+    stored = {i.name: onnx.numpy_helper.to_array(i) for i in network.model.graph.initializer}
+    changed = []
+    for layer in network.layers if network.int8 else ():
+        inside = program.layer_nodes(nodes[layer.name])
+        given = [source for node in inside for source in node.all_input_nodes]
+        held = [stored[name] for node in layer.nodes for name in node.input if name in stored]
+        for wanted in (program.attribute(module, g).detach() for g in given if g.op == "get_attr"):
+            ways = (wanted.numpy(), wanted.numpy().T)
+            if not any(np.array_equal(way, found) for way in ways for found in held):
+                changed.append(layer.name)
+    return changed
 
 
 def opened_program(subject: Subject, module: fx.GraphModule, network: Network) -> Opened:

@@ -30,6 +30,7 @@ TINY = 2.0**-149  # a result below the normal range is off by half of this, what
 # Higham and Mary (2019), theorem 2.4: with independent roundings sqrt(n) stands for n, but for a
 # probability of 2 n exp(-LAMBDA^2 / 2) at most. Beyond it a result is possible, and a warning.
 LAMBDA = 6.0
+ON_A_STEP = 511 * U  # of a step: the most that `as_given` puts a number of steps off
 
 
 def gamma(n: Any) -> Any:
@@ -56,6 +57,19 @@ def exactly(value: Array) -> Bounded:
         value = value.astype(np.float64)
     zero = np.zeros(value.shape)
     return Bounded(value, zero, zero, np.abs(value))
+
+
+def as_given(value: Array, zero_point: int | None) -> Bounded:
+    """What a layer in float is given: a float as it is, or int8 q. Of that float32 makes (q - z) s,
+    rounded once, or, as LiteRT's built-in kernels do, q s - z s, rounded three times, but where q
+    is z, and both products are the same.
+    """
+    known = exactly(value)
+    if zero_point is None:
+        return known
+    sizes = np.abs(known.value) + abs(zero_point) + np.abs(known.value - zero_point)
+    sizes = np.where(known.value == zero_point, 0.0, sizes)
+    return known._replace(error=U * sizes, likely=U * sizes)
 
 
 Inputs = Sequence[Bounded | None]
@@ -129,6 +143,13 @@ def _moved(node: onnx.NodeProto, inputs: Inputs, evaluate: Evaluate) -> Bounded:
         return evaluate(*(x if x is None else x.value if _is_index(x) else x[part] for x in inputs))
 
     return Bounded(*(moved(part) for part in range(4)))
+
+
+def _sum_of_one(node: onnx.NodeProto, inputs: Inputs, evaluate: Evaluate) -> Bounded:
+    """What it is given."""
+    if len(inputs) != 1:
+        raise BadInput(f"{node.name}: no rounding bound is known for a Sum of several")
+    return _moved(node, inputs, evaluate)
 
 
 def _is_index(given: Bounded) -> bool:
@@ -254,11 +275,15 @@ def _smooth(node: onnx.NodeProto, inputs: Inputs, evaluate: Evaluate) -> Bounded
 
 
 def _dequantized(node: onnx.NodeProto, inputs: Inputs, evaluate: Evaluate) -> Bounded:
-    """(q - z) s, exactly; that float32 rounds it is counted where it is quantized again."""
+    """(q - z) s. That float32 rounds it is in the error of q, see `as_given`, or else it is counted
+    where the result is quantized.
+    """
     del evaluate
     scale, zero_point = _parameters(node, inputs)
-    assert inputs[0] is not None
-    return exactly((inputs[0].value - zero_point) * scale)
+    q = inputs[0]
+    assert q is not None
+    value = (q.value - zero_point) * scale
+    return Bounded(value, q.error * scale, q.likely * scale, np.abs(value))
 
 
 def _quantized(node: onnx.NodeProto, inputs: Inputs, evaluate: Evaluate) -> Bounded:
@@ -270,9 +295,11 @@ def _quantized(node: onnx.NodeProto, inputs: Inputs, evaluate: Evaluate) -> Boun
     x = inputs[0]
     assert x is not None
     steps = np.rint(x.value / scale)
-    if x.error.any() or np.abs(x.value / scale - steps).max(initial=0) > 1e-6:
+    off = np.abs(x.value / scale - steps).max(initial=0)
+    if off > 1e-6 or (x.error / scale).max(initial=0) > ON_A_STEP:
         raise BadInput(f"{node.name} rounds in the middle of a layer: it cannot be followed")
-    return exactly(steps + zero_point)
+    value = steps + zero_point
+    return Bounded(value, x.error / scale, x.likely / scale, np.abs(value))
 
 
 def _parameters(node: onnx.NodeProto, inputs: Inputs) -> tuple[float, float]:
@@ -297,6 +324,7 @@ RULES: dict[str, Callable[[onnx.NodeProto, Inputs, Evaluate], Bounded]] = {
     **dict.fromkeys(("Mul", "Div"), _product),
     **dict.fromkeys(SMOOTH, _smooth),
     "MaxPool": _max_pool,
+    "Sum": _sum_of_one,
     "BatchNormalization": _normalised,
 }
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..data import Dataset
-from .layers import Layer, Network
+from .layers import Layer, Network, float_part
 from .rounding import REQUANTIZATIONS_OF, Linear, Multiplier, half_even, linear_of
 
 Array = npt.NDArray[Any]
@@ -71,10 +71,19 @@ def isolated_inputs(
     random = np.random.default_rng(seed)
     shapes = {name: values.shape[1:] for name, values in real.items()}
     some = {name: values[:REAL] for name, values in real.items()}
-    if network.int8:
-        parts = [some, *_integer_parts(layer, network, shapes, random)]
+    floats = {name: shape for name, shape in shapes.items() if not network.quantizations[name]}
+    integers = {name: shape for name, shape in shapes.items() if name not in floats}
+    parts = [some]
+    if not integers:
+        parts += _float_parts(layer, floats, random)
+    elif not floats:
+        parts += _integer_parts(layer, network, integers, random)
     else:
-        parts = [some, *_float_parts(layer, shapes, random)]
+        sides = (
+            _float_parts(layer, floats, random),
+            _integer_parts(layer, network, integers, random),
+        )
+        parts += [_side_by_side(*pair) for pair in zip(*sides, strict=False)]
     return {name: np.concatenate([part[name] for part in parts]) for name in shapes}
 
 
@@ -90,6 +99,13 @@ def _float_parts(
             for sign in (1, -1):  # a ReLU hides one of the two
                 parts.append({name: impulses(layer, shape, sign * height, 0).astype(np.float32)})
     return parts
+
+
+def _side_by_side(one: dict[str, Array], other: dict[str, Array]) -> dict[str, Array]:
+    """For a layer with float and integer inputs: both, again from the first where one has fewer."""
+    both = one | other
+    rows = max(len(values) for values in both.values())
+    return {name: np.resize(values, (rows, *values.shape[1:])) for name, values in both.items()}
 
 
 def _integer_parts(
@@ -116,6 +132,12 @@ def _integer_parts(
     if len(shapes) == 1:
         ((name, shape),) = shapes.items()
         parts.append({name: impulses(layer, shape, high, low).astype(dtype)})
+        image = network.quantizations[name]
+        if image is not None and float_part(layer, network) is not None:
+            # Around nothing but zeros a float weight has hardly anything that hides a change of it.
+            zero = image.zero_point
+            far = high if zero < 0 else low
+            parts.append({name: impulses(layer, shape, far, zero).astype(dtype)})
         linear = linear_of(layer, network)
         if linear is not None:
             parts.append({name: disagreements(layer, linear, shape, random)})

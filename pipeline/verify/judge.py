@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 from . import bounds
-from .bounds import Bounded, exactly, gamma
+from .bounds import Bounded, gamma
 from .judgement import Judgement, Worst
 from .layers import Layer, Network
 from .merged import exact_of_merged
-from .rounding import FLOAT32, Exact, exact_of, scale_of
+from .rounding import FLOAT32, Exact, exact_of, inputs_of, scale_of
 from .stepped import stepped, ways_of
 
 Array = npt.NDArray[Any]
@@ -44,11 +44,11 @@ def judge(
 ) -> Judgement:
     """Judge `found`, N x ..., a layer's value from its inputs `given` by layer name.
 
-    Both are float32, or of the dtype of the layer's quantization. `first` is the number of the
-    first image. Where a runtime adds up in integers (`integer`), float32 arithmetic explains no
-    convolution or linear layer, and only the `scheme` does where one is named. A wrong shape or
-    dtype, a NaN or an infinity is a `problem`. `memo` keeps results: several runtimes give a layer
-    the same inputs. `apart` allows int8 inputs to be a step off.
+    Each is float32, or of the dtype of its quantization. `first` is the number of the first image.
+    Where a runtime adds up in integers (`integer`), float32 arithmetic explains no convolution or
+    linear layer, and only the `scheme` does where one is named. A wrong shape or dtype, a NaN or an
+    infinity is a `problem`. `memo` keeps results: several runtimes give a layer the same inputs.
+    `apart` allows int8 inputs to be a step off.
     """
     images = len(next(iter(given.values())))
     expected = np.dtype(layer.quantization.dtype if layer.quantization else np.float32)
@@ -96,24 +96,21 @@ def _judged(
     apart: bool,
     scheme: str,
 ) -> Judgement:
-    if isinstance(exact, Bounded):
-        return against_bound(exact, found, first)
     if isinstance(exact, dict):
         return against_ways(exact, found, first)
-    assert isinstance(exact, Exact)
-    if apart and layer.quantization is not None:
-        step = max(scale_of(network, name) for name in layer.inputs) / layer.quantization.scale
-        exact = replace(exact, reach=exact.reach + step)
+    step = max(scale_of(network, name) for name in layer.inputs) if apart else 0.0
+    if isinstance(exact, Bounded):
+        exact = exact._replace(error=exact.error + step, likely=exact.likely + step)
+        return against_bound(exact, found, first)
+    assert isinstance(exact, Exact) and layer.quantization is not None
+    exact = replace(exact, reach=exact.reach + step / layer.quantization.scale)
     judgement = against_schemes(exact, found, first, integer)
     return replace(judgement, demanded=scheme) if exact.accumulator is not None else judgement
 
 
 def bounded(layer: Layer, network: Network, given: Mapping[str, Array | Bounded]) -> Bounded:
     """A float layer's exact value and its bound from its inputs, which may have bounds already."""
-    values = {
-        network.values[name]: value if isinstance(value, Bounded) else exactly(value)
-        for name, value in given.items()
-    }
+    values = inputs_of(network, given)
     if layer.stepped:
         values = {name: stepped(value) for name, value in values.items()}
     evaluated = bounds.evaluate_layers(layer.nodes, values, network.opset, network.constants)

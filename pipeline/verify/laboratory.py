@@ -28,6 +28,7 @@ from .subject import (
     Subject,
     isolate,
     judged_of,
+    nominal,
     observe,
     reference_chain,
     stepped_of,
@@ -179,11 +180,7 @@ class Laboratory:
     def _isolated(
         self, layered: list[tuple[Subject, LayeredFile, Configuration]], pixels: Array
     ) -> None:
-        chain = reference_chain(self.network, pixels)
-        real = {
-            name: value if self.network.int8 else value.value.astype(np.float32)
-            for name, value in chain.items()
-        }
+        real = nominal(reference_chain(self.network, pixels))
         for layer in self.network.layers:
             self.on_step(f"{self.precision}: every layer alone ({layer.name})")
             given = {name: real[name] for name in layer.inputs}
@@ -222,7 +219,7 @@ class Laboratory:
                     "file": name,
                     "configuration": configuration_name,
                     "against": first.subject.configuration,
-                    "int8": self.network.int8,
+                    "int8": self.network.layers[-1].quantization is not None,
                     "elements": int(output.size),
                     "differ": int((output != expected).sum()),
                     "largest": float(np.abs(found - self._comparable(expected)).max()),

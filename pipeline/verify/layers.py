@@ -7,7 +7,7 @@ The same layers are then found again in the program and in a TFLite file, by kin
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -56,6 +56,8 @@ MERGED = {"Relu", "Clip", "BatchNormalization"}
 MERGING = {*("Conv", "Gemm", "MatMul", "BatchNormalization", "Add", "Sub", "Mul", "ReduceMean")} | {
     *("MaxPool", "AveragePool", "GlobalAveragePool")
 }
+WEIGHTED = {"Conv", "Gemm", "MatMul"}
+IN_FLOAT = " in float"
 SAME = {"mean": "average pool"}  # one layer under two names
 IMAGE = "image"
 OUTPUT = "output"  # the program's name for a last layer's value that is only moved about
@@ -107,15 +109,36 @@ class Network:
         return {IMAGE: self.image} | {layer.name: layer.value for layer in self.layers}
 
     @property
+    def quantizations(self) -> dict[str, Quantization | None]:
+        """How a layer's value, or the image, stands for a real one; None where it is float."""
+        known = {layer.name: layer.quantization for layer in self.layers}
+        return {IMAGE: self.image_quantization} | known
+
+    @property
     def int8(self) -> bool:
-        """Whether the layers' values are integers: int8, or int16."""
-        return self.layers[-1].quantization is not None
+        """Whether there are integers, int8 or int16. Floats among them are of layers that stayed so."""
+        return any(quantization is not None for quantization in self.quantizations.values())
 
     @property
     def dtype(self) -> np.dtype[Any]:
         """Of the image's value."""
         known = self.image_quantization
         return np.dtype(np.float32 if known is None else known.dtype)
+
+
+def float_part(layer: Layer, network: Network) -> Layer | None:
+    """What a layer that stayed in float computes before int8 is made of it; None of other layers.
+
+    There its weights, and all that it does, show as float32 has them.
+    """
+    *nodes, last = layer.nodes
+    stored = {constant.name for constant in network.model.graph.initializer}
+    weights = any(node.op_type in WEIGHTED and node.input[1] in stored for node in nodes)
+    floats = any(network.quantizations[name] is None for name in layer.inputs)
+    if layer.quantization is None or not (weights or floats):
+        return None
+    name, value = f"{layer.name}{IN_FLOAT}", str(last.input[0])
+    return replace(layer, name=name, value=value, nodes=tuple(nodes), quantization=None)
 
 
 def read_network(model: onnx.ModelProto, names: Sequence[tuple[str, str]] = ()) -> Network:
@@ -166,6 +189,11 @@ def align(heads: Sequence[str], kinds: Sequence[str]) -> list[range]:
     return groups
 
 
+def _moves(node: onnx.NodeProto) -> bool:
+    """A sum of one is what it is given: it keeps float weights float, see `export.onnx`."""
+    return node.op_type in MOVING or (node.op_type == "Sum" and len(node.input) == 1)
+
+
 class Cutter:
     """A graph and who makes and uses each of its values. Raises BadInput for several inputs."""
 
@@ -203,7 +231,7 @@ class Cutter:
         found: list[tuple[str, list[str]]] = []
         place: dict[str, int] = {}  # value to the layer it is the present end of
         for node in self.model.graph.node:
-            if node.op_type in MOVING or node.output[0] in self.fixed:
+            if _moves(node) or node.output[0] in self.fixed:
                 continue
             before = next(name for name in node.input if name not in self.fixed)
             number = place.get(before)
@@ -245,7 +273,7 @@ class Cutter:
             )
         opset = next(e.version for e in self.model.opset_import if e.domain in ("", "ai.onnx"))
         constants = dict(self.constants)
-        if layers[-1].quantization is None:
+        if not any(layer.quantization for layer in layers):
             constants |= self._small_weights(opset)
         return Network(
             self.model,

@@ -39,9 +39,9 @@ class OnnxFile:
     """Values have the layout of the program, N x C x H x W.
 
     Where an int8 value is an input or output of the graph, ONNX Runtime does not merge the layer
-    with its quantization, and other kernels run than those of the file as it ships. So in an int8
-    file values come and go as real numbers, which are exact, and are taken from copies of the
-    file that end right after one layer each.
+    with its quantization, and other kernels run than those of the file as it ships. So int8 values
+    come and go as real numbers, which are exact, and are taken from copies of the file that end
+    right after one layer each. Floats beside them are all taken from one more copy.
     """
 
     suffix = ".onnx"
@@ -58,19 +58,33 @@ class OnnxFile:
         return other
 
     def observed(self) -> list[bytes]:
-        """The file with every layer's value as a further output; for int8 one more file a layer."""
+        """The file with every layer's value as a further output; where some are int8, one more with
+        the floats as such, and one for each int8 layer.
+        """
+        layers, (floats, integers) = self.network.layers, self._sides
+        files = [self._with_outputs(layers)]
+        if floats and integers:
+            files.append(self._with_outputs(floats))
+        image = next(v for v in self._model.graph.input if v.name in self._free())
+        for layer in integers:
+            nodes, _ = Cutter(self._model).between(layer.value, {image.name})
+            files.append(self._file(nodes, [image], layer))
+        return files
+
+    @property
+    def _sides(self) -> tuple[list[Layer], list[Layer]]:
+        """The layers with float values, and those with int8 values."""
+        layers = self.network.layers
+        floats = [layer for layer in layers if layer.quantization is None]
+        return floats, [layer for layer in layers if layer.quantization is not None]
+
+    def _with_outputs(self, layers: Sequence[Layer]) -> bytes:
         model = copy.deepcopy(self._model)
         present = {value.name for value in model.graph.output}
-        for layer in self.network.layers:
+        for layer in layers:
             if layer.value not in present:
                 model.graph.output.append(_info(layer.value, layer.shape, layer.quantization))
-        files = [bytes(model.SerializeToString())]
-        if self.network.int8:
-            image = next(v for v in self._model.graph.input if v.name in self._free())
-            for layer in self.network.layers:
-                nodes, _ = Cutter(self._model).between(layer.value, {image.name})
-                files.append(self._file(nodes, [image], layer))
-        return files
+        return bytes(model.SerializeToString())
 
     def _free(self) -> set[str]:
         """The graph's inputs that are no constants."""
@@ -87,31 +101,34 @@ class OnnxFile:
 
     def split(self, outputs: list[list[Array]]) -> tuple[Array, dict[str, Array]]:
         """The outputs of the observed files: the file's own, and each layer's value."""
-        (final, *rest), *more = outputs
-        names = [layer.name for layer in self.network.layers]
-        if more:
-            values = [self.canonical(n, part[0]) for n, part in zip(names, more, strict=True)]
-        else:  # the last layer's value may be the output itself
-            values = rest if len(rest) == len(names) else [*rest, final]
-        return final, dict(zip(names, values, strict=True))
+        (final, *_), (floats, integers) = outputs[0], self._sides
+        values: dict[str, Array] = {}
+        if floats:
+            last, *rest = outputs[1] if integers else outputs[0]
+            # The last layer's value may be the output itself.
+            found = rest if len(rest) == len(floats) else [*rest, last]
+            values |= {layer.name: v for layer, v in zip(floats, found, strict=True)}
+        ends = outputs[len(outputs) - len(integers) :]
+        for layer, (value,) in zip(integers, ends, strict=True):
+            values[layer.name] = self.canonical(layer.name, value)
+        return final, {layer.name: values[layer.name] for layer in self.network.layers}
 
     def slice(self, layer: Layer) -> bytes:
         """One layer as a file of its own; its inputs are the values of `layer.inputs`."""
         values = self.network.values
         nodes, inputs = Cutter(self._model).between(
-            values[layer.name], set(values.values()) - {values[layer.name]}
+            layer.value, set(values.values()) - {layer.value}
         )
         if {values[name] for name in layer.inputs} != set(inputs):
             raise BadInput(f"{layer.name} works on {', '.join(inputs)}, not on {layer.inputs}")
-        infos = [_info(values[name] + self._real, self._shape(name)) for name in layer.inputs]
-        given: list[onnx.NodeProto] = []
-        if self.network.int8:
-            given = [self._link("QuantizeLinear", name) for name in layer.inputs]
-        return self._file((*given, *nodes), infos, layer, layer.inputs)
+        infos = [_info(self._real(name), self._shape(name)) for name in layer.inputs]
+        integers = [name for name in layer.inputs if self.network.quantizations[name]]
+        given = [self._link("QuantizeLinear", name) for name in integers]
+        return self._file((*given, *nodes), infos, layer, integers)
 
-    @property
-    def _real(self) -> str:
-        return REAL if self.network.int8 else ""
+    def _real(self, name: str) -> str:
+        """What a value is called where it comes or goes as a real number."""
+        return self.network.values[name] + (REAL if self.network.quantizations[name] else "")
 
     def _file(
         self,
@@ -120,18 +137,21 @@ class OnnxFile:
         layer: Layer,
         given: Sequence[str] = (),
     ) -> bytes:
-        """A model of `nodes` that ends at a layer; layers `given` come in as real numbers."""
+        """A model of `nodes` that ends at a layer; integers `given` come in as real numbers."""
         used = {name for node in nodes for name in node.input}
         constants = [i for i in self._model.graph.initializer if i.name in used]
-        if self.network.int8:
+        end = layer.value
+        if layer.quantization is not None:
+            end = self._real(layer.name)
             nodes = [*nodes, self._link("DequantizeLinear", layer.name)]
-            for name in dict.fromkeys((*given, layer.name)):
-                constants += self._parameters(name)
+            given = [*given, layer.name]
+        for name in dict.fromkeys(given):
+            constants += self._parameters(name)
         graph = onnx.helper.make_graph(
             nodes,
             layer.name,
             inputs,
-            [_info(self.network.values[layer.name] + self._real, layer.shape)],
+            [_info(end, layer.shape)],
             constants,
         )
         model = onnx.helper.make_model(
@@ -148,7 +168,8 @@ class OnnxFile:
         return onnx.helper.make_node(operator, [source, *parameters], [target])
 
     def _parameters(self, name: str) -> list[onnx.TensorProto]:
-        value, quantization = self.network.values[name], self._quantization(name)
+        value, quantization = self.network.values[name], self.network.quantizations[name]
+        assert quantization is not None
         scale = np.array(quantization.scale, np.float32)
         zero = np.array(quantization.zero_point, quantization.dtype)
         return [
@@ -156,27 +177,19 @@ class OnnxFile:
             onnx.numpy_helper.from_array(zero, value + ZERO),
         ]
 
-    def _quantization(self, name: str) -> Quantization:
-        known = {layer.name: layer.quantization for layer in self.network.layers}
-        found = known.get(name, self.network.image_quantization)
-        assert found is not None
-        return found
-
     def _shape(self, name: str) -> tuple[int, ...]:
         shapes = {layer.name: layer.shape for layer in self.network.layers}
         return shapes.get(name, self.network.image_shape)
 
     def given(self, name: str, values: Array) -> Array:
         """A layer's value as the slice after it takes it."""
-        if not self.network.int8:
-            return values
-        return real(values, self._quantization(name)).astype(np.float32)
+        quantization = self.network.quantizations[name]
+        return values if quantization is None else real(values, quantization).astype(np.float32)
 
     def canonical(self, name: str, values: Array) -> Array:
         """A slice's output as the program's value."""
-        if not self.network.int8:
-            return values
-        return as_integers(values, self._quantization(name))
+        quantization = self.network.quantizations.get(name)  # None, too, for a layer's float part
+        return values if quantization is None else as_integers(values, quantization)
 
     def image(self, values: Array) -> Array:
         """The whole file's input, as it takes it."""

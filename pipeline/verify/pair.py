@@ -62,7 +62,7 @@ def verify_files(
     network = reference.network
     if len(network.image_shape) != 3 or min(network.image_shape) < 1:
         raise BadInput(f"{first}: the input is {network.image_shape}, not C x H x W of fixed size")
-    if network.int8 and not _is_byte(network.image_quantization):
+    if network.image_quantization and not _is_byte(network.image_quantization):
         raise BadInput(
             f"{first}: its image is quantized as {network.image_quantization}",
             "only images of bytes, scale 1/255 and zero point -128, are known",

@@ -120,6 +120,14 @@ def _layer(verdict: LayerVerdict) -> dict[str, Any]:
     }
 
 
+def has_bound(layer: dict[str, Any]) -> bool:
+    """Whether a layer's record tells of floats, which have bounds, and of no problem."""
+    judged = [j for j in (layer["isolated"], layer["in_place"]) if j is not None]
+    return bool(judged) and all(
+        j["fraction_of_bound"] is not None and j["problem"] is None for j in judged
+    )
+
+
 def fingerprint(verdict: LayerVerdict) -> str:
     """How an int8 layer rounds, told by the inputs on which schemes disagree; "" for fp32."""
     return _telling(verdict).fingerprint
@@ -195,6 +203,7 @@ def _final(subject: Subject, finals: Finals) -> dict[str, Any]:
     return {
         "accuracy": float(np.mean(answers == finals.labels)),
         "confusion_with_fp32": _confusion(answers, finals.decisions("fp32"), finals.labels),
+        "in_steps": quantization is not None,
         "largest": float(off.max()),
         "relative": float(off.max() / max(np.abs(right).max(), np.finfo(np.float32).tiny)),
         "equal_part": float(np.mean(off == 0)),

@@ -17,12 +17,11 @@ import numpy as np
 import numpy.typing as npt
 import onnx
 
-from ..errors import BadInput
 from ..reference import compute
-from .bounds import Bounded, U, evaluate_layers, exactly, gamma
+from .bounds import Bounded, U, as_given, evaluate_layers, exactly, gamma
 from .fixed_point import doubled, fixed_point, half_away
 from .int16 import KERNELS, short_product
-from .layers import Layer, Network
+from .layers import Layer, Network, float_part
 
 Array = npt.NDArray[Any]
 
@@ -245,13 +244,14 @@ class Exact:
         return self.clamp(half_even(self.real) + self.zero_point)
 
 
-def exact_of(layer: Layer, network: Network, given: Mapping[str, Array]) -> Exact:
-    """Compute a layer of integers from those of its inputs, by layer name. N x ... each."""
-    if layer.quantization is None:
-        raise BadInput(f"{layer.name}: a float layer in an int8 model is not known")
+def exact_of(layer: Layer, network: Network, given: Mapping[str, Array | Bounded]) -> Exact:
+    """Compute a layer of integers from its inputs, integers or floats, by layer name. N x ... each."""
+    assert layer.quantization is not None
     scale, zero_point = float(layer.quantization.scale), layer.quantization.zero_point
     *nodes, last = layer.nodes
-    values = {network.values[name]: exactly(integers) for name, integers in given.items()}
+    # What an int8 layer's own dequantizations round is a part of `reach`, below.
+    enter = inputs_of if float_part(layer, network) is not None else exact_inputs
+    values = enter(network, given)
     known = network.constants
     values = evaluate_layers(nodes, values, network.opset, known)
     result = values[last.input[0]]
@@ -268,7 +268,7 @@ def exact_of(layer: Layer, network: Network, given: Mapping[str, Array]) -> Exac
             reach = reach + gamma(6) * sizes / scale
         means = [n for n in nodes if n.op_type in ("ReduceMean", "GlobalAveragePool")]
         count, ratio = None, 1.0
-        if len(means) == 1 and len(given) == 1:
+        if len(means) == 1 and len(given) == 1 and scale_of(network, *given):
             ratio = scale_of(network, *given) / scale
             count = values[means[0].input[0]].value.size // values[means[0].output[0]].value.size
         named = {}
@@ -338,13 +338,29 @@ def _operands(
     return steps, scales
 
 
+def inputs_of(network: Network, given: Mapping[str, Array | Bounded]) -> dict[str, Bounded]:
+    """A layer's inputs, by the names of their values, with what float32 makes of int8 ones."""
+    found = {}
+    for name, value in given.items():
+        quantization = network.quantizations[name]
+        zero_point = None if quantization is None else quantization.zero_point
+        known = value if isinstance(value, Bounded) else as_given(value, zero_point)
+        found[network.values[name]] = known
+    return found
+
+
+def exact_inputs(network: Network, given: Mapping[str, Array | Bounded]) -> dict[str, Bounded]:
+    """The same without that: int8 values are integers."""
+    return {
+        network.values[name]: value if isinstance(value, Bounded) else exactly(value)
+        for name, value in given.items()
+    }
+
+
 def scale_of(network: Network, name: str) -> float:
-    """The scale of a layer's value, or the image's."""
-    known = {layer.name: layer.quantization for layer in network.layers}
-    quantization = known.get(name, network.image_quantization)
-    if quantization is None:
-        raise BadInput(f"{name}: a float value in the middle of an int8 model is not known")
-    return quantization.scale
+    """The scale of a layer's value, or the image's; 0 for a float."""
+    quantization = network.quantizations[name]
+    return 0.0 if quantization is None else quantization.scale
 
 
 def linear_of(layer: Layer, network: Network) -> Linear | None:

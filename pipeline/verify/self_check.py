@@ -27,7 +27,8 @@ from .. import __version__, program
 from ..data import dataset_of
 from ..errors import UsageError, first_line
 from ..export import export_run
-from ..precisions import FORMATS, USUAL, artefacts
+from ..precisions import FORMATS, USUAL
+from ..run_exports import exports_of
 from ..run_folder import RunFolder
 from . import content_of, reference_of
 from .c_file import CFile, opened_library
@@ -44,6 +45,7 @@ from .subject import (
     Subject,
     isolate,
     judged_of,
+    nominal,
     observe,
     reference_chain,
     stepped_of,
@@ -89,7 +91,7 @@ def self_check(
         for precision in precisions:
             on_step(f"{precision} reference")
             reference = _reference(run, precision, pixels, seed)
-            for _, kind in artefacts(formats, [precision]):
+            for _, kind in exports_of(run, formats, [precision]):
                 file = _File(run, precision, kind, reference, runtimes)
                 on_step(file.name)
                 alarms += file.alarms()
@@ -139,10 +141,7 @@ def _reference(run: RunFolder, precision: str, images: Tensor, seed: int) -> _Re
     onnx = reference_of(run, precision, module)
     network, pixels = onnx.network, images.numpy()
     chains = chains_of(network, pixels)
-    values = {
-        name: value if network.int8 else value.value.astype(np.float32)
-        for name, value in chains[0].items()
-    }
+    values = nominal(chains[0])
     alone = {
         layer.name: isolated_inputs(layer, network, {n: values[n] for n in layer.inputs}, seed)
         for layer in network.layers

@@ -8,6 +8,7 @@ from typing import Any
 from ..console import say, table
 from ..precisions import INTEGERS, PRECISIONS
 from .compiler import MEND
+from .report import has_bound
 from .runtimes import kind_of
 
 Record = dict[str, Any]
@@ -24,10 +25,10 @@ def show_verification(report: Record) -> None:
     for precision in PRECISIONS:
         artefacts = [a for a in report["artefacts"] if a["precision"] == precision]
         judged = [a for a in artefacts if a["error"] is None]
-        if precision not in INTEGERS:
-            kernels = [a for a in judged if "," not in a["configuration"]]
-            for file in dict.fromkeys(a["file"] for a in kernels):
-                _show_bounds(file, [a for a in kernels if a["file"] == file])
+        kernels = [a for a in judged if "," not in a["configuration"]]
+        for file in dict.fromkeys(a["file"] for a in kernels):
+            of_file = [a for a in kernels if a["file"] == file]
+            _show_bounds(file, of_file, precision in INTEGERS)
         explained = [a for a in judged if a["fingerprints"]]
         if explained:
             _show_fingerprints(precision, explained)
@@ -61,8 +62,10 @@ def _show_worst(worst: list[Record]) -> None:
         table("nearest to failing", columns, rows, columns)
 
 
-def _show_bounds(file: str, artefacts: list[Record]) -> None:
-    """Floats: the largest error as a part of its bound, in place or alone."""
+def _show_bounds(file: str, artefacts: list[Record], int8: bool) -> None:
+    """Floats: the largest error as a part of its bound, in place or alone. In an int8 file these
+    are the values of layers that stayed in float.
+    """
 
     def cell(layer: Record) -> str:
         if layer["with"]:
@@ -77,7 +80,10 @@ def _show_bounds(file: str, artefacts: list[Record]) -> None:
     rows = [
         [layer["layer"], layer["kind"], *(cell(a["layers"][number]) for a in artefacts)]
         for number, layer in enumerate(artefacts[0]["layers"])
+        if not int8 or all(has_bound(a["layers"][number]) for a in artefacts)
     ]
+    if not rows:
+        return
     names = [a["configuration"] for a in artefacts]
     table(f"{file}: error as a part of its bound", ["layer", "kind", *names], rows, ["kind"])
     if any(cell.endswith("!") for row in rows for cell in row):
@@ -119,8 +125,7 @@ def _show_files(report: Record) -> None:
             if not artefact["passed"]:
                 rows.append([*name, "", "", "", "", "", verdict])
             continue
-        integer = artefact["precision"] in INTEGERS
-        size = _steps(final["largest"]) if integer else f"{final['relative']:.1e}"
+        size = _steps(final["largest"]) if final["in_steps"] else f"{final['relative']:.1e}"
         equal = percent(final["equal_part"])
         flips = str(len(final["flips"])) if final["flips"] else ""
         accuracy = f"{final['accuracy']:.2%}"

@@ -14,9 +14,9 @@ from deploy.runner.backends import Session, as_input
 
 from ..errors import UserError, first_line
 from .bounds import Bounded, exactly
-from .judge import Memo, against_bound, bounded, judge, measured
+from .judge import Memo, against_bound, against_schemes, bounded, judge, measured
 from .judgement import Judgement
-from .layers import IMAGE, Layer, Network
+from .layers import IMAGE, Layer, Network, float_part
 from .onnx_file import as_integers
 from .rounding import exact_of
 from .runtimes import Configuration, Opener, Runtimes, run_all
@@ -138,22 +138,29 @@ def stepped_of(layers: Iterable[Layer]) -> dict[str, Layer]:
 def reference_chain(
     network: Network, pixels: Array, differing: Mapping[str, Layer] | None = None
 ) -> dict[str, Any]:
-    """Every layer's value in the reference, from its own predecessors: `Bounded` for float files,
-    with all that a runtime of these `differing` layers may be off by until there, integers
-    otherwise. `pixels` uint8 N x C x H x W.
+    """Every layer's value in the reference, from its own predecessors: integers, or `Bounded` for
+    floats, with all that a runtime of these `differing` layers may be off by since the last
+    integers. `pixels` uint8 N x C x H x W.
     """
-    values: dict[str, Any] = {IMAGE: as_input(pixels, network.dtype)}
-    if not network.int8:
-        values[IMAGE] = exactly(values[IMAGE])
+    image = as_input(pixels, network.dtype)
+    values: dict[str, Any] = {IMAGE: image if network.image_quantization else exactly(image)}
     for layer in network.layers:
         given = {name: values[name] for name in layer.inputs}
-        if network.int8:
+        if layer.quantization is not None:
             exact = exact_of(layer, network, given)
             values[layer.name] = exact.nearest.astype(exact.dtype)
         else:
             layer = (differing or {}).get(layer.name, layer)
             values[layer.name] = bounded(layer, network, given)
     return values
+
+
+def nominal(chain: Mapping[str, Any]) -> dict[str, Array]:
+    """The values of a `reference_chain` as a runtime has them, int8 or float32."""
+    return {
+        name: value.value.astype(np.float32) if isinstance(value, Bounded) else value
+        for name, value in chain.items()
+    }
 
 
 def observe(
@@ -185,7 +192,7 @@ def observe(
         judgement = judge(layer, network, given, value, first, *rules)
         verdict.in_place += judgement
         if judgement.problem is None:
-            verdict.accumulated += _accumulated(chain[layer.name], value, first)
+            verdict.accumulated += _accumulated(network, chain[layer.name], value, first)
         elif layer.name != subject.layers[-1].layer.name:
             # What follows would be judged by inputs that are no numbers of this layer.
             raise ValueError(f"{layer.name}: {judgement.problem}")
@@ -193,9 +200,33 @@ def observe(
     if not np.array_equal(own, value):
         rules = (subject.integer, memo, False, subject.scheme)
         judgement = judge(layer, network, given, own, first, *rules)
-        if judgement.problem is None and not network.int8:
-            judgement = against_bound(chain[layer.name], own, first)
+        if judgement.problem is None and not all(
+            network.quantizations[name] for name in (*layer.inputs, layer.name)
+        ):
+            known = _since_integers(subject, network, values) if network.int8 else chain
+            if layer.quantization is None:
+                judgement = against_bound(known[layer.name], own, first)
+            else:
+                exact = exact_of(layer, network, {name: known[name] for name in layer.inputs})
+                judgement = against_schemes(exact, own, first, subject.integer)
         subject.output += judgement
+
+
+def _since_integers(
+    subject: Subject, network: Network, values: Mapping[str, Array]
+) -> dict[str, Any]:
+    """Of the `values` that were observed, the integers, and in the place of floats what they may be
+    after these integers: unobserved, they may be added up in another order.
+    """
+    float_layers = {verdict.layer.name: verdict.layer for verdict in subject.layers}
+    known: dict[str, Any] = {IMAGE: values[IMAGE]}
+    for layer in network.layers:
+        if layer.quantization is not None:
+            known[layer.name] = values[layer.name]
+        else:
+            given = {name: known[name] for name in layer.inputs}
+            known[layer.name] = bounded(float_layers[layer.name], network, given)
+    return known
 
 
 def as_value(layer: Layer, output: Array) -> Array:
@@ -211,9 +242,11 @@ def _differ(one: Array, other: Array) -> int:
     return int((~((one == other) | (np.isnan(one) & np.isnan(other)))).sum())
 
 
-def _accumulated(expected: Any, found: Array, first: int) -> Judgement:
+def _accumulated(network: Network, expected: Any, found: Array, first: int) -> Judgement:
     if isinstance(expected, Bounded):
-        return against_bound(expected, found, first)
+        if not network.int8:
+            return against_bound(expected, found, first)
+        expected = expected.value  # which nothing bounds: integers before it may be a step off
     return measured(expected.astype(np.float64), found.astype(np.float64), first)
 
 
@@ -226,25 +259,29 @@ def isolate(
     inputs: Mapping[str, Array],
     memo: Memo | None = None,
 ) -> None:
-    """Judge one layer alone, cut out of its file and fed `inputs`."""
-    layer = verdict.layer
-    try:
-        session = file.cut_out(layer, partial(runtimes.open, configuration))
-        values = tuple(file.given(name, inputs[name]) for name in layer.inputs)
-        found = file.canonical(layer.name, run_all(session, values, configuration.batch)[0])
-    except UserError as error:
-        verdict.isolated = Judgement(problem=first_line(error))
-        return
-    rules = (configuration.integer, memo, False, configuration.scheme)
-    verdict.isolated = judge(layer, network, inputs, found, 0, *rules)
+    """Judge one layer alone, cut out of its file and fed `inputs`: where it stayed in float and has
+    an int8 value, before it is rounded, too.
+    """
+    part = float_part(verdict.layer, network)
+    for layer in (verdict.layer, part) if part is not None else (verdict.layer,):
+        try:
+            session = file.cut_out(layer, partial(runtimes.open, configuration))
+            values = tuple(file.given(name, inputs[name]) for name in layer.inputs)
+            found = file.canonical(layer.name, run_all(session, values, configuration.batch)[0])
+        except UserError as error:
+            verdict.isolated = Judgement(problem=first_line(error))
+            return
+        rules = (configuration.integer, memo, False, configuration.scheme)
+        judgement = judge(layer, network, inputs, found, 0, *rules)
+        if layer is verdict.layer or not judgement.passed:
+            verdict.isolated = judgement
 
 
 def integers(network: Network, values: Mapping[str, Array]) -> dict[str, Array]:
     """Real values that stand for integers, as those integers, by layer name."""
-    quantizations = {layer.name: layer.quantization for layer in network.layers}
     found = {}
     for name, value in values.items():
-        quantization = quantizations[name]
+        quantization = network.quantizations[name]
         found[name] = value if quantization is None else as_integers(value, quantization)
     return found
 

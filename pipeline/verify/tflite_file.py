@@ -20,7 +20,7 @@ from deploy.runner.quiet import quiet
 
 from ..errors import BadInput, first_line
 from ..export.tflite_weights import WEIGHTED
-from .layers import IMAGE, Layer, align
+from .layers import IMAGE, IN_FLOAT, Layer, align
 from .runtimes import Opener
 
 Array = npt.NDArray[Any]
@@ -78,9 +78,17 @@ class TfliteFile:
         if shape not in (image_shape, last):
             raise BadInput(f"{name}: the input has shape {shape}, not {image_shape} or {last}")
         self._orders = self._trace((0, 1, 2, 3) if shape == image_shape else CHANNELS_LAST)
-        self._tensors = {IMAGE: int(graph.inputs[0])} | self._locate(layers)
+        ends = self._locate(layers)
+        integers = {layer.name: self._integers(ends[layer.name]) for layer in layers}
+        int8 = {layer.name for layer in layers if layer.quantization is not None}
+        values = {name: integers[name] if name in int8 else end for name, end in ends.items()}
+        self._tensors = {IMAGE: int(graph.inputs[0])} | values
+        self._parts = {
+            f"{name}{IN_FLOAT}": ends[name] for name in int8 if values[name] != ends[name]
+        }
         self.differing = self._stepped(layers)
-        self._shapes = {layer.name: layer.shape for layer in layers}
+        shapes = {layer.name: layer.shape for layer in layers}
+        self._shapes = shapes | {part: shapes[part.removesuffix(IN_FLOAT)] for part in self._parts}
 
     def changed(self, content: bytes) -> TfliteFile:
         """Another file in which the same values are the same tensors: a mutant."""
@@ -133,6 +141,16 @@ class TfliteFile:
         ends = [computing[group[-1]][1] for group in groups]
         return {layer.name: end for layer, end in zip(layers, ends, strict=True)}
 
+    def _integers(self, tensor: int) -> int:
+        """The int8 tensor that a float one is made, where a layer stayed in float; else itself."""
+        found = tensor
+        while self._graph.tensors[found].type == FLOAT32:
+            users = [o for o in self._graph.operators if found in [int(t) for t in o.inputs]]
+            if len(users) != 1 or _name(self._model, users[0]) not in MOVING:
+                return tensor
+            found = int(users[0].outputs[0])
+        return found
+
     def _stepped(self, layers: Sequence[Layer]) -> Mapping[str, Layer]:
         """Layers with float values and int8 weights. See `subject.LayeredFile`."""
         made = {tensor: name for name, tensor in self._tensors.items()}
@@ -175,19 +193,25 @@ class TfliteFile:
         """One layer as a file of its own; its inputs are the tensors of `layer.inputs`."""
         places = {tensor: name for name, tensor in self._tensors.items()}
         producers = {int(o.outputs[0]): o for o in self._graph.operators}
-        wanted, seen, reached = [self._tensors[layer.name]], set(), set()
+        end = self._end(layer.name)
+        wanted, seen, reached = [end], set(), set()
         while wanted:
             tensor = wanted.pop()
-            if tensor in places and tensor != self._tensors[layer.name]:
+            if tensor in places and tensor != end:
                 reached.add(places[tensor])
             elif tensor in producers and tensor not in seen:
                 seen.add(tensor)
                 wanted.extend(int(t) for t in producers[tensor].inputs)
         if reached != set(layer.inputs):
             raise BadInput(f"{layer.name} works on {sorted(reached)}, not on {layer.inputs}")
-        return self._written(
-            [self._tensors[name] for name in layer.inputs], [self._tensors[layer.name]], seen
-        )
+        return self._written([self._tensors[name] for name in layer.inputs], [end], seen)
+
+    def _end(self, name: str) -> int:
+        """The tensor of a layer, or of its float part."""
+        found = (self._tensors | self._parts).get(name)
+        if found is None:
+            raise BadInput(f"{name}: the file has it in int8 only")
+        return found
 
     def _written(
         self, inputs: list[int], outputs: list[int], made: set[int] | None = None
@@ -219,7 +243,7 @@ class TfliteFile:
 
     def canonical(self, name: str, values: Array) -> Array:
         """A layer's tensor, laid out as the program's value."""
-        order = self._orders.get(self._tensors[name])
+        order = self._orders.get(self._end(name))
         shape = self._shapes[name]
         if order is not None and len(shape) == 3:
             values = values.transpose(tuple(int(axis) for axis in np.argsort(order)))
