@@ -21,23 +21,20 @@ from torch import nn
 from pipeline.verify import cases
 from pipeline.verify.judge import against_schemes, judge
 from pipeline.verify.layers import Layer, Network
-from pipeline.verify.rounding import (
+from pipeline.verify.rounding import Exact, exact_of, linear_of, snap
+from pipeline.verify.runtimes import JUDGED, Runtimes
+from pipeline.verify.schemes import (
     EXACT,
     FLOAT32,
     INTEGER_AWAY,
     INTEGER_MEAN,
     REQUANTIZATIONS,
     ROUNDINGS,
-    Exact,
     Multiplier,
     double_precision,
-    exact_of,
     integer_mean,
-    linear_of,
     single_round,
-    snap,
 )
-from pipeline.verify.runtimes import JUDGED, Runtimes
 from pipeline.verify.subject import LayerVerdict, isolate
 
 Array = npt.NDArray[Any]

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from ..data import Dataset
 from .layers import Layer, Network, float_part
-from .rounding import REQUANTIZATIONS_OF, Linear, Multiplier, half_even, linear_of
+from .rounding import Linear, linear_of
+from .schemes import REQUANTIZATIONS_OF, Multiplier, half_even
 
 Array = npt.NDArray[Any]
 
@@ -79,11 +80,9 @@ def isolated_inputs(
     elif not floats:
         parts += _integer_parts(layer, network, integers, random)
     else:
-        sides = (
-            _float_parts(layer, floats, random),
-            _integer_parts(layer, network, integers, random),
-        )
-        parts += [_side_by_side(*pair) for pair in zip(*sides, strict=False)]
+        of_floats = _float_parts(layer, floats, random)
+        of_integers = _integer_parts(layer, network, integers, random)
+        parts += [_side_by_side(*pair) for pair in zip(of_floats, of_integers, strict=False)]
     return {name: np.concatenate([part[name] for part in parts]) for name in shapes}
 
 

@@ -15,7 +15,8 @@ from .bounds import Bounded, gamma
 from .judgement import Judgement, Worst
 from .layers import Layer, Network
 from .merged import exact_of_merged
-from .rounding import FLOAT32, Exact, exact_of, inputs_of, scale_of
+from .rounding import Exact, exact_of, inputs_of, scale_of
+from .schemes import FLOAT32
 from .stepped import stepped, ways_of
 
 Array = npt.NDArray[Any]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from .rounding import EXACT, FLOAT32
+from .schemes import EXACT, FLOAT32
 
 
 @dataclass(frozen=True)

@@ -116,7 +116,7 @@ class Network:
 
     @property
     def int8(self) -> bool:
-        """Whether there are integers, int8 or int16. Floats among them are of layers that stayed so."""
+        """Whether there are integers. Floats among them are of layers that stayed in float."""
         return any(quantization is not None for quantization in self.quantizations.values())
 
     @property

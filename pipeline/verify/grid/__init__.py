@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from ...errors import UserError, unknown
 from ..compiler import compiler
-from ..rounding import FLOAT32
+from ..schemes import FLOAT32
 from .cells import Cell, core_cells, full_cells
 from .defects import REFUSALS, known_defect, known_refusal
 from .group import KINDS, REFERENCE, Group, export_cells, found_by, group_of

@@ -23,7 +23,8 @@ from ...program import constant, quantization_of
 from ..bounds import SMOOTH, TINY, Bounded, U, exactly, gamma
 from ..judge import against_bound, against_schemes
 from ..judgement import Judgement
-from ..rounding import Exact, Multiplier, snap
+from ..rounding import Exact, snap
+from ..schemes import Multiplier
 from .cells import Cell, module_of
 
 Array = npt.NDArray[Any]
