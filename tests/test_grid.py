@@ -132,6 +132,7 @@ def test_outcomes_are_json(core: list[Outcome]) -> None:
     assert {entry["cell"] for entry in record} == {found.name for found in core_cells()}
 
 
+@pytest.mark.slow
 def test_the_whole_grid_is_thousands_of_cells_that_differ() -> None:
     cells = list(full_cells())
     assert len(set(cells)) == len(cells) > 2000
@@ -166,8 +167,11 @@ def widen_pooling(_: fx.GraphModule, node: fx.Node) -> None:
 
 @pytest.mark.parametrize(
     ("plant", "wrong"),
-    [(flip_kernels, {0, 1}), (swap_strides, {0}), (widen_pooling, {2})],
-    ids=["flipped kernel", "swapped strides", "narrower window"],
+    [
+        pytest.param(flip_kernels, {0, 1}, id="flipped kernel"),
+        pytest.param(swap_strides, {0}, id="swapped strides", marks=pytest.mark.slow),
+        pytest.param(widen_pooling, {2}, id="narrower window", marks=pytest.mark.slow),
+    ],
 )
 def test_a_planted_bug_is_found_where_it_is_and_nowhere_else(
     plant: Callable[[fx.GraphModule, fx.Node], None],
@@ -289,8 +293,14 @@ def test_layers_that_nobody_picked(
 
 WRONG = (
     ("known defect", "onnxruntime", {"kernel_size": 2, "ceil_mode": True}, "int8"),
-    ("known defect", "litert", {"kernel_size": 2, "ceil_mode": True}, "int8"),
-    ("refused", "onnxruntime", {"kernel_size": 2, "divisor_override": 3}, "fp32"),
+    pytest.param(
+        *("known defect", "litert", {"kernel_size": 2, "ceil_mode": True}, "int8"),
+        marks=pytest.mark.slow,
+    ),
+    pytest.param(
+        *("refused", "onnxruntime", {"kernel_size": 2, "divisor_override": 3}, "fp32"),
+        marks=pytest.mark.slow,
+    ),
 )
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import Cli
+from conftest import Cli, called
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 import deploy
@@ -118,13 +118,12 @@ def test_a_bundle_is_made_again_with_another_waitress(
 
 
 def test_a_bundle_is_made_again_by_another_compiler(
-    cli: Cli, packed: Path, monkeypatch: pytest.MonkeyPatch
+    packed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("PIPELINE_RUNS_DIR", str(packed.parents[1]))
-    order = ["--target", "host", "--runtime", "c", "--precision", "int8", "--dry-run"]
-    assert cli("package", *order).stdout.endswith("  unchanged\n")
+    order = ["package", "--target", "host", "--runtime", "c", "--precision", "int8", "--dry-run"]
+    assert called(*order, runs=packed.parents[1]).stdout.endswith("  unchanged\n")
     monkeypatch.setattr(pipeline.package, "version_of", lambda *_: "gcc 99")
-    assert cli("package", *order).stdout.endswith("  replaced\n")
+    assert called(*order, runs=packed.parents[1]).stdout.endswith("  replaced\n")
 
 
 def test_a_signed_bundle_is_not_replaced_by_the_same_unsigned(

@@ -212,8 +212,8 @@ def mutant(runs: Path, kind: str, name: str) -> bytes:
     [
         ("fp32.tflite", "one tap", "conv2d"),
         ("int8.tflite", "channel permutation", "conv2d"),
-        ("fp32.tflite", "shifted padding", "conv2d"),
-        ("int8.tflite", "dropped activation", None),
+        pytest.param("fp32.tflite", "shifted padding", "conv2d", marks=pytest.mark.slow),
+        pytest.param("int8.tflite", "dropped activation", None, marks=pytest.mark.slow),
         ("fp32.tflite", "max for average", None),
     ],
 )
