@@ -66,7 +66,9 @@ def _show_mixed(tried: list[dict[str, Any]]) -> None:
     default=None,
     help="Take the mean error of each layer out of its bias. Default: both are tried.",
 )
-@click.option("--mixed", is_flag=True, help="Keep in float the fewest layers that --max-drop asks.")
+@click.option(
+    "--mixed", is_flag=True, help="Keep the costliest layers in float, until within --max-drop."
+)
 @click.option(
     "--max-drop",
     type=float,
@@ -91,8 +93,8 @@ def quantize(
     """Quantize a run's float program to int8, calibrated on training images. Of what is tried, the
     best on validation images is kept: by accuracy, then by how near its outputs are to fp32.
 
-    With --mixed the layers that cost most (see 'pipeline sensitivity') stay in float, as few as
-    --max-drop needs, none if it can be.
+    With --mixed the layers that cost most (see 'pipeline sensitivity') stay in float: the costliest
+    first, no more than --max-drop needs, none if it can be.
 
     \b
     Examples:
@@ -168,7 +170,7 @@ def sensitivity(run_name: str | None, dry_run: bool, as_json: bool) -> None:
             str(each["flips"]),
             _decibels(each["sqnr_db"]),
         ]
-        for each in (*found["layers"], {"layer": "all", "kind": "", **found["int8"]})
+        for each in (*found["layers"], {"layer": "int8 as it is", "kind": "", **found["int8"]})
     ]
     columns = ["quantized", "kind", "accuracy", "change (pp)", "flips", "SQNR (dB)"]
     table(f"{found['images']} validation images; fp32 {exact:.2%}", columns, rows, ["kind"])

@@ -23,15 +23,15 @@ __all__ = [
 FORMATS = ("onnx", "tflite", "c")
 USUAL = ("fp32", "int8")  # what is made where nothing is said
 SMALL_WEIGHTS = ("fp16", "dynamic")  # float programs with weights of fewer bits
-# What a precision does not come in, and why.
 _AS_FP32 = "it would be as large as that of fp32"  # its weights would be made float32 again
+# What a precision does not come in, and why.
 LACKING = {
     ("fp16", "c"): _AS_FP32,
     ("dynamic", "c"): _AS_FP32,
     ("int16x8", "onnx"): "ONNX Runtime has no kernels for int16 values",
     ("int16x8", "c"): "its kernels are of int8 and float32",
 }
-NAMES = {"onnx": "ONNX", "tflite": "TFLite", "c": "C"}
+_NAMES = {"onnx": "ONNX", "tflite": "TFLite", "c": "C"}
 
 
 def artefacts(
@@ -54,7 +54,7 @@ def refuse_without_file(formats: Sequence[str], precisions: Sequence[str]) -> No
     """Raises UsageError for a precision that comes in none of the formats."""
     for precision in precisions:
         if not artefacts(formats, [precision]):
-            reasons = (f"no {NAMES[kind]}: {LACKING[precision, kind]}" for kind in formats)
+            reasons = (f"no {_NAMES[kind]}: {LACKING[precision, kind]}" for kind in formats)
             add = [kind for kind in FORMATS if (precision, kind) not in LACKING]
             raise UsageError(
                 f"--precision {precision} has {', and '.join(reasons)}",

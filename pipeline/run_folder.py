@@ -142,7 +142,11 @@ class RunFolder:
                 config = self.record["training"]["config"]
                 command += f" --model {config['model']} --dataset {config['dataset']}"
         elif filename.endswith("-int8.pt2"):
-            command = "quantize"
+            config = self.record["artefacts"].get(filename, {}).get("config", {})
+            command = "train --qat" if "qat" in config else "quantize"
+            if config.get("max_drop") is not None:
+                command += f" --mixed --max-drop {config['max_drop']:g}"
+            command += "".join(f" --keep {name}" for name in config.get("keep", ()))
         elif filename in OF_COMMANDS:
             command = OF_COMMANDS[filename]
         elif filename.endswith((".tar.gz", ".deb")):
@@ -153,7 +157,8 @@ class RunFolder:
         elif filename.startswith("device-"):
             command = f"deploy {self.record['artefacts'][filename]['config']['host']}"
         elif filename.endswith("-c"):
-            command = "export --format c"
+            precision = filename.removeprefix(f"{self.model}-").removesuffix("-c")
+            command = f"export --format c --precision {precision}"
         else:
             precision, _, kind = filename.removeprefix(f"{self.model}-").rpartition(".")
             command = "export"
@@ -266,6 +271,16 @@ class RunFolder:
                 "facts": facts or {},
             }
         self._save()
+
+    def discard(self, filename: str) -> None:
+        """Take an artefact out of the run that it cannot have any more, if it is there."""
+        if self.record["artefacts"].pop(filename, None) is not None:
+            self._save()
+            path = self.path / filename
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
 
     def commit_json(
         self,

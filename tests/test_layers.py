@@ -221,7 +221,7 @@ def test_branches_are_cut_where_a_value_is_used_twice() -> None:
     assert [layer.shape for layer in network.layers][-3:] == [(4, 4, 6), (4, 1, 1), (5,)]
     operators = [n.op_type for n in network.layers[-1].nodes]
     assert operators == ["Flatten", "MatMul", "Add"]
-    assert not network.int8
+    assert not network.quantized
 
 
 def test_what_runtimes_merge_is_one_layer() -> None:
@@ -270,7 +270,7 @@ def quantized_graph() -> onnx.ModelProto:
 
 def test_an_int8_layer_ends_where_it_is_quantized() -> None:
     network = read_network(quantized_graph(), [("first", "conv + relu"), ("second", "max pool")])
-    assert network.int8 and network.image == "q"
+    assert network.quantized and network.image == "q"
     assert network.image_quantization == Quantization(0.5, 3)
     cut = [(layer.name, layer.value, layer.inputs) for layer in network.layers]
     assert cut == [("first", "q1", ("image",)), ("second", "q2", ("first",))]
@@ -398,7 +398,7 @@ def assert_values_agree(made: Exported) -> None:
         for layer in network.layers:
             found = values[layer.name]
             assert found.shape == (8, *layer.shape), (kind, layer.name)
-            if network.int8:
+            if network.quantized:
                 off = np.abs(found.astype(int) - chain[layer.name])
                 assert found.dtype == np.int8
                 assert off.max() <= 3, (kind, layer.name)
@@ -434,7 +434,7 @@ def test_a_layer_alone_computes_what_it_does_in_place(kind: str, exported: Expor
     file = exported.reference() if kind == "onnx" else exported.lite()
     network = exported.reference().network
     values = laid_open(exported, kind)[1]
-    dtype = np.dtype(np.int8 if network.int8 else np.float32)
+    dtype = np.dtype(np.int8 if network.quantized else np.float32)
     values[IMAGE] = as_input(images(exported.shape), dtype)
     for layer in network.layers:
         given = [file.given(name, values[name]) for name in layer.inputs]

@@ -13,7 +13,7 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from conftest import Cli, pipeline
+from conftest import Cli, called
 from test_isolation import judged
 from test_layers import Residual, export
 from torch import fx, nn
@@ -23,6 +23,7 @@ from pipeline.errors import VerificationFailed
 from pipeline.program import capture, is_quantize, plain, run, tap_nodes
 from pipeline.quantization import quantize
 from pipeline.quantization.mixed import fewest, in_float, layers
+from pipeline.run_folder import RunFolder
 from pipeline.verify import changed_constants
 from pipeline.verify.onnx_file import OnnxFile
 
@@ -103,6 +104,7 @@ def test_as_few_layers_stay_in_float_as_the_gate_needs() -> None:
         (["--mixed"], "--mixed and --max-drop go together"),
         (["--max-drop", "1"], "--mixed and --max-drop go together"),
         (["--mixed", "--max-drop", "1", "--keep", "linear"], "--mixed chooses layers"),
+        (["--mixed", "--max-drop", "nan"], "give percentage points"),
         (["--keep", "lineer"], "did you mean 'linear'"),
         (["--keep", "avg_pool2d"], "it has no weights and stands between int8 values"),
     ],
@@ -141,7 +143,7 @@ def mixed(trained: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("mixed") / "runs"
     shutil.copytree(trained, runs)
     for command in (["quantize", *SOME], ["export"], ["verify", "--images", "16"], ["package"]):
-        done = pipeline(*command, "--run", "small", runs=runs)
+        done = called(*command, "--run", "small", runs=runs)
         assert done.returncode == 0, (command, done.stderr)
     return runs
 
@@ -152,9 +154,11 @@ def test_a_whole_run_says_what_is_in_float(mixed: Path) -> None:
     entry = record["artefacts"]["lenet5-classic-int8.pt2"]
     assert entry["config"]["keep"] == sorted(IN_FLOAT)
     assert entry["facts"]["mixed"][-1]["layers"] == IN_FLOAT
-    described = pipeline("describe", "--run", "small", "--json", runs=mixed)
+    assert "lenet5-classic-int8-c" not in record["artefacts"]  # though there was one before
+    assert not (mixed / "small" / "lenet5-classic-int8-c").exists()
+    described = called("describe", "--run", "small", "--json", runs=mixed)
     assert json.loads(described.stdout)["in_float"] == IN_FLOAT
-    done = pipeline("report", "--run", "small", runs=mixed)
+    done = called("report", "--run", "small", runs=mixed)
     assert done.returncode == 0, done.stderr
     page = (mixed / "small" / "report.html").read_text()
     assert f"stayed in float: {', '.join(IN_FLOAT)}" in page
@@ -187,9 +191,24 @@ def test_its_bundle_repeats_the_golden_vectors_and_answers(mixed: Path, tmp_path
     ],
 )
 def test_c_has_none(mixed: Path, command: list[str]) -> None:
-    done = pipeline(*command, "--run", "small", runs=mixed)
+    done = called(*command, "--run", "small", runs=mixed)
     assert done.returncode == 2
     assert f"int8 of run small has no C: {', '.join(IN_FLOAT)} stayed in float" in done.stderr
+
+
+@pytest.mark.slow
+def test_a_deb_needs_c_of_some_precision(mixed: Path) -> None:
+    order = ["package", "--run", "small", "--target", "host", "--format", "deb"]
+    done = called(*order, "--precision", "int8", runs=mixed)
+    assert done.returncode == 2 and "add fp32 to --precision" in done.stderr
+
+
+@pytest.mark.slow
+def test_what_is_stale_is_made_again_with_the_same_layers_in_float(mixed: Path) -> None:
+    folder = RunFolder(mixed / "small", json.loads((mixed / "small" / "run.json").read_text()))
+    keep = "".join(f" --keep {name}" for name in sorted(IN_FLOAT))
+    mend = folder.mending_command("lenet5-classic-int8.pt2")
+    assert mend == f"run 'pipeline quantize{keep} --run small'"
 
 
 @pytest.mark.slow
@@ -204,7 +223,7 @@ def test_the_gate_keeps_none_where_none_is_needed_and_quantize_goes_back(cli: Cl
 
 @pytest.mark.slow
 def test_self_check_finds_what_is_broken_in_float_layers(mixed: Path) -> None:
-    done = pipeline(
+    done = called(
         *("verify", "--self-check", "--precision", "int8", "--images", "16", "--json"),
         *("--run", "small"),
         runs=mixed,

@@ -68,6 +68,10 @@ REFUSED: dict[str, tuple[list[str], str]] = {
         ["--target", "pi-4", "--format", "deb", "--runtime", "onnx"],
         "add c to --runtime",
     ),
+    "a deb of what has no C": (
+        ["--target", "pi-4", "--format", "deb", "--precision", "int16x8"],
+        "add fp32 to --precision",
+    ),
 }
 
 

@@ -43,7 +43,7 @@ def installation_of(
     order = order.of_run(run)
     if not order.is_native:
         raise UsageError(
-            "deploy without C: what install.sh tests on any board is compiled", "add c to --runtime"
+            "deploy without C: what install.sh tests on any board is compiled", order.mend_for_c
         )
     stem = bundle_stem(run, order.place)
     python = python and bool(order.runtimes)

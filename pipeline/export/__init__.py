@@ -81,6 +81,7 @@ def export_run(
     from ..quantization import quantize_run, store_int16x8, store_small
 
     made: dict[str, bool] = {}
+    exports_of(run, formats, precisions)  # refuses before anything is made
     for precision in precisions:
         source = run.artefact(precision, "pt2")
         if precision == "int8" and source not in run.record["artefacts"]:

@@ -45,8 +45,8 @@ def with_int64_biases(content: bytes, biases: Sequence[Array | None]) -> bytes:
         code.version = versions[code.builtinCode]
         value, weight = (graph.tensors[number] for number in operator.inputs[:2])
         scales = np.asarray(value.quantization.scale) * np.asarray(weight.quantization.scale)
-        integers = np.zeros(graph.tensors[operator.outputs[0]].shape[-1], np.int64)
-        integers += 0 if bias is None else bias
+        channels = graph.tensors[operator.outputs[0]].shape[-1]
+        integers = np.zeros(channels, np.int64) if bias is None else bias.astype(np.int64)
         if len(operator.inputs) > 2 and operator.inputs[2] >= 0:
             old = graph.tensors[operator.inputs[2]]
             _refuse_unlike(np.frombuffer(bytes(model.buffers[old.buffer].data), np.int32), integers)

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 import deploy
+from deploy.runner.contract import default_precision
 from deploy.runner.scores import steps
 
 from .. import program
@@ -29,7 +30,7 @@ from .targets import PYTHONS, Place
 GOLDEN_IMAGES = 32
 EXAMPLE = "example"
 C_SOURCES = """
-`make -C c/$folder` makes `classify` of the $precision model, which needs no Python.
+`make -C c/$folder` makes `classify` of the $c_precision model, which needs no Python.
 """
 NATIVE_PYTHON = """
 The runner in Python takes the library, or a runtime (`--runtime`), and reads PNG and JPEG. Once
@@ -114,6 +115,7 @@ def readme(run: RunFolder, order: Order, folders: Sequence[str], example: str) -
         "model": run.model,
         "labels": ", ".join(run.training["labels"]),
         "precision": order.first,
+        "c_precision": default_precision(order.in_c) if order.in_c else "",
         "example": example,
     }
     requirements = [f"requirements-{name}.txt" for name in order.runtimes]

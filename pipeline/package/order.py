@@ -10,13 +10,7 @@ from deploy.runner.backends import BACKENDS
 from deploy.runner.contract import default_precision
 
 from ..errors import UsageError, unknown
-from ..precisions import (
-    FORMATS,
-    LACKING,
-    USUAL,
-    artefacts,
-    refuse_without_file,
-)
+from ..precisions import FORMATS, LACKING, USUAL, artefacts, refuse_without_file
 from ..run_exports import exports_of, lacking
 from ..run_folder import RunFolder
 from .archive import KINDS
@@ -30,8 +24,8 @@ PACKED = ("onnx", "tflite")  # what a runtime reads as it is
 class Order:
     """What is to be packed: `formats` of onnx, tflite and c. Without a place it is for any 64-bit
     Linux, and C goes along as sources; `wheels`: all that pip would fetch, too. `kind` is one of
-    KINDS; `compiler` one of toolchain.COMPILERS, or the first that is here.
-    `lacking` are the (precision, format) that there are not.
+    KINDS; `compiler` one of toolchain.COMPILERS, or the first that is here. `lacking` are the
+    (precision, format) that there are not.
     """
 
     formats: tuple[str, ...] = FORMATS
@@ -82,24 +76,36 @@ class Order:
             raise UsageError(
                 f"--wheelhouse: no runtime has a wheel for {place.label}", f"leave it out{older}"
             )
-        if kind == "deb" and "c" not in formats:
-            raise UsageError(
-                "--format deb without C: what dpkg installs must run at once", "add c to --runtime"
-            )
         if kind == "deb" and place is not None and place.target.wheels not in ARCHITECTURES:
             raise UsageError(
                 f"{place.name}: no Debian architecture is known for {place.target.wheels}",
                 f"give --format tar.gz, or --target {', '.join(n for n in TARGETS if n != 'host')}",
             )
         refuse_without_file(formats, precisions)
-        if compiler is not None and not (place and place.target.board and "c" in formats):
-            raise UsageError("--compiler is for the C of a board", "leave it out")
-        return cls(formats, tuple(precisions), place, wheels, kind, compiler)
+        order = cls(formats, tuple(precisions), place, wheels, kind, compiler)
+        order._refuse_without_c()
+        return order
 
     def of_run(self, run: RunFolder) -> Order:
         """Without C of what a run has none of. Raises UsageError where nothing is left."""
         exports_of(run, self.formats, self.precisions)
-        return replace(self, lacking=lacking(run))
+        order = replace(self, lacking=lacking(run))
+        order._refuse_without_c()
+        return order
+
+    def _refuse_without_c(self) -> None:
+        if self.kind == "deb" and not self.is_native:
+            raise UsageError(
+                "--format deb without C: what dpkg installs must run at once", self.mend_for_c
+            )
+        board = self.place is not None and self.place.target.board
+        if self.compiler is not None and not (board and self.in_c):
+            raise UsageError("--compiler is for the C of a board", "leave it out")
+
+    @property
+    def mend_for_c(self) -> str:
+        """What adds C to it."""
+        return "add fp32 to --precision" if "c" in self.formats else "add c to --runtime"
 
     @property
     def first(self) -> str:

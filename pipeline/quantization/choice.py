@@ -150,6 +150,10 @@ def quantize_run(run: RunFolder, calibration: Calibration | None = None) -> bool
         raise UsageError(f"--calibration-size {calibration.size}", "give 1 or more")
     if calibration.observer not in (AUTO, *OBSERVERS):
         raise unknown("observer", calibration.observer, [AUTO, *OBSERVERS])
+    if calibration.max_drop is not None and not 0 <= calibration.max_drop <= 100:
+        raise UsageError(
+            f"--max-drop {calibration.max_drop:g}", "give percentage points, as in 0.1"
+        )
     config = calibration.config | {"pipeline": __version__}
     path = run.need(source)
     if not run.wants(target, config=config):
@@ -164,4 +168,6 @@ def quantize_run(run: RunFolder, calibration: Calibration | None = None) -> bool
     with run.workspace() as work:
         (work / target).write_bytes(saved(capture(int8, run.input_shape)))
         run.commit({target: work / target}, config, [source], facts)
+    if in_float(int8):  # there is no C of it
+        run.discard(run.artefact("int8", "c"))
     return True

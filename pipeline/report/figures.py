@@ -151,7 +151,7 @@ def _small(items: Sequence[Any], draw: Any, unit: str, alternative: str) -> Mark
 
 def sensitivity(record: Record) -> Markup:
     """For each layer quantized alone: change of accuracy, and the output's SQNR."""
-    found = [*record["layers"], {"layer": "all layers", **record["int8"]}]
+    found = [*record["layers"], {"layer": "int8 as it is", **record["int8"]}]
     names, exact = [each["layer"] for each in found], record["fp32"]["accuracy"]
     with styled():
         drawing = figure(7.5, 1.0 + 0.27 * len(found))

@@ -82,7 +82,8 @@ def verify_run(
     files = run_files(run, formats, precisions)
     for file in files:
         run.need(file)
-    export_run(run, ("onnx",), precisions)  # the reference is read from it
+    # The reference is read from it; where none ships, from one that is made for the occasion.
+    export_run(run, ("onnx",), [p for p in precisions if (p, "onnx") not in LACKING])
     if not run.wants(REPORT):
         return {}
     cases = cases_for(dataset, images, seed)
@@ -90,7 +91,8 @@ def verify_run(
     scores: dict[str, Tensor] = {}
     subjects: list[Subject] = []
     varied: list[dict[str, Any]] = []
-    considered = [c for f in formats for c in JUDGED[f]]
+    kinds = {kind for _, kind in exports_of(run, formats, precisions)}
+    considered = [c for kind in FORMATS if kind in kinds for c in JUDGED[kind]]
     skipped = sorted({c.runtime for c in considered if missing(c)} - set(require))
     with Runtimes() as runtimes:
         for precision in PRECISIONS:
@@ -201,7 +203,7 @@ def changed_constants(module: fx.GraphModule, network: Network) -> list[str]:
     nodes = {node.name: node for node in module.graph.nodes}
     stored = {i.name: onnx.numpy_helper.to_array(i) for i in network.model.graph.initializer}
     changed = []
-    for layer in network.layers if network.int8 else ():
+    for layer in network.layers if network.quantized else ():
         inside = program.layer_nodes(nodes[layer.name])
         given = [source for node in inside for source in node.all_input_nodes]
         held = [stored[name] for node in layer.nodes for name in node.input if name in stored]

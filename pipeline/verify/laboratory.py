@@ -219,7 +219,7 @@ class Laboratory:
                     "file": name,
                     "configuration": configuration_name,
                     "against": first.subject.configuration,
-                    "int8": self.network.layers[-1].quantization is not None,
+                    "in_steps": self.network.layers[-1].quantization is not None,
                     "elements": int(output.size),
                     "differ": int((output != expected).sum()),
                     "largest": float(np.abs(found - self._comparable(expected)).max()),
@@ -236,7 +236,7 @@ class Laboratory:
         other = next((e.subject for e in entries if e.subject.configuration == name), None)
         if any(verdict.layer.stepped for verdict in first.layers):
             return "inputs quantized otherwise, while it runs"
-        if not self.network.int8 or other is None:
+        if not self.network.quantized or other is None:
             return "sums in another order"
         for one, two in zip(first.layers, other.layers, strict=True):
             if fingerprint(one) != fingerprint(two):

@@ -115,7 +115,7 @@ class Network:
         return {IMAGE: self.image_quantization} | known
 
     @property
-    def int8(self) -> bool:
+    def quantized(self) -> bool:
         """Whether there are integers. Floats among them are of layers that stayed in float."""
         return any(quantization is not None for quantization in self.quantizations.values())
 

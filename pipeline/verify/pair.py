@@ -72,7 +72,7 @@ def verify_files(
     random = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
     cases = [Case("random", random), *made_cases(network.image_shape, seed)]
     pixels = torch.cat([case.pixels for case in cases]).numpy()
-    precision = "int8" if network.int8 else "fp32"
+    precision = "int8" if network.quantized else "fp32"
     if any(isinstance(content, Sources) for content in contents.values()):
         require = tuple(dict.fromkeys((*require, "c")))  # what is asked for is not skipped
     with Runtimes() as runtimes:

@@ -144,7 +144,7 @@ def _show_varied(varied: list[Record]) -> None:
             entry["file"],
             entry["configuration"],
             percent(entry["differ"] / entry["elements"]),
-            _steps(entry["largest"]) if entry["int8"] else f"{entry['largest']:.1e}",
+            _steps(entry["largest"]) if entry["in_steps"] else f"{entry['largest']:.1e}",
             entry["cause"],
         ]
         for entry in varied

@@ -203,7 +203,7 @@ def observe(
         if judgement.problem is None and not all(
             network.quantizations[name] for name in (*layer.inputs, layer.name)
         ):
-            known = _since_integers(subject, network, values) if network.int8 else chain
+            known = _since_integers(subject, network, values) if network.quantized else chain
             if layer.quantization is None:
                 judgement = against_bound(known[layer.name], own, first)
             else:
@@ -244,7 +244,7 @@ def _differ(one: Array, other: Array) -> int:
 
 def _accumulated(network: Network, expected: Any, found: Array, first: int) -> Judgement:
     if isinstance(expected, Bounded):
-        if not network.int8:
+        if not network.quantized:
             return against_bound(expected, found, first)
         expected = expected.value  # which nothing bounds: integers before it may be a step off
     return measured(expected.astype(np.float64), found.astype(np.float64), first)
