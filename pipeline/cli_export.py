@@ -66,6 +66,7 @@ def export(
     chosen = chosen_of(formats, precisions)
     from .console import say
     from .export import export_run
+    from .run_exports import in_float, without_c
     from .run_folder import RunFolder
 
     run = RunFolder.open(run_name, dry_run)
@@ -83,6 +84,8 @@ def export(
     for name, new in made.items():
         size = f"{run.entry(name)['bytes']:,} bytes"
         click.echo(f"{run.path / name}  {size}{'' if new else ' (unchanged)'}")
+    if "c" in chosen[0] and "int8" in chosen[1] and in_float(run):
+        say(without_c(run))
     say(f"next: pipeline verify{flags(formats, precisions)}")
 
 

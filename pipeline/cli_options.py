@@ -58,9 +58,9 @@ def order_of(options: dict[str, Any], target: str | None, system: str | None) ->
     )
 
 
-def flags(formats: str, precisions: str) -> str:
+def flags(formats: str, precisions: str, of_formats: str = "--format") -> str:
     """The options of a command, for the hint at the next one."""
-    given = {"--format": (formats, "all"), "--precision": (precisions, ",".join(USUAL))}
+    given = {of_formats: (formats, "all"), "--precision": (precisions, ",".join(USUAL))}
     return "".join(
         f" {option} {value}" for option, (value, default) in given.items() if value != default
     )

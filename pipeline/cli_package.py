@@ -79,7 +79,7 @@ def package(dry_run: bool, as_json: bool, **options: Any) -> None:
         raise UsageError("--key belongs to --check", "to sign, give --sign PRIVATE.pem")
     from .console import say
     from .package import bundle_name, package_run, signing_key
-    from .run_exports import in_float
+    from .run_exports import without_c
     from .run_folder import RunFolder
 
     target = options["target"]
@@ -101,7 +101,7 @@ def package(dry_run: bool, as_json: bool, **options: Any) -> None:
     if made and before is not None and before["config"] != run.entry(name)["config"]:
         say(f"note: it takes the place of another of this name, of {before['bytes']:,} bytes")
     if order.in_c != (in_c := order.of_run(run).in_c):
-        say(f"note: no C of int8 is in it: {', '.join(in_float(run))} stayed in float")
+        say(without_c(run))
     if in_c and "c" not in run.entry(name)["config"]:
         say("note: C is not in it, since nothing compiled it for 'pipeline verify'; install gcc")
     there = "" if target == "host" else "copy it to the Pi, and there: "

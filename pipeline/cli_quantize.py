@@ -75,7 +75,12 @@ def _show_mixed(tried: list[dict[str, Any]]) -> None:
     metavar="POINTS",
     help="Percentage points below fp32, on validation images, that --mixed allows.",
 )
-@click.option("--keep", multiple=True, metavar="LAYER", help="Keep this one in float. Repeatable.")
+@click.option(
+    "--keep",
+    multiple=True,
+    metavar="LAYERS",
+    help="Keep these in float, named as by 'pipeline sensitivity'.",
+)
 @DRY_RUN
 @JSON
 def quantize(
@@ -118,7 +123,7 @@ def quantize(
         observer,
         bias_correction,
         max_drop,
-        tuple(sorted(set(keep))),
+        tuple(sorted({name for names in keep for name in names.split(",")})),
     )
     made = quantize_run(run, calibration)
     if dry_run:

@@ -123,7 +123,8 @@ def _verify_run(
     else:
         show_verification(report)
         if report["passed"]:
-            say(f"next: pipeline package{flags(options['formats'], options['precisions'])}")
+            options_of = flags(options["formats"], options["precisions"], "--runtime")
+            say(f"next: pipeline package{options_of}")
     if not report["passed"]:
         sys.exit(1)
 

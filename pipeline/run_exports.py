@@ -16,6 +16,11 @@ def in_float(run: RunFolder) -> list[str]:
     return layers
 
 
+def without_c(run: RunFolder) -> str:
+    """What is to be said where C was asked for, and int8 has none."""
+    return f"note: no C of int8: {', '.join(in_float(run))} stayed in float"
+
+
 def lacking(run: RunFolder) -> frozenset[tuple[str, str]]:
     """What a run's precisions do not come in: C is all int8, or all float."""
     return frozenset({*LACKING, ("int8", "c")} if in_float(run) else LACKING)

@@ -106,6 +106,7 @@ def test_as_few_layers_stay_in_float_as_the_gate_needs() -> None:
         (["--mixed", "--max-drop", "1", "--keep", "linear"], "--mixed chooses layers"),
         (["--mixed", "--max-drop", "nan"], "give percentage points"),
         (["--keep", "lineer"], "did you mean 'linear'"),
+        (["--keep", "linear,scores"], "unknown layer 'scores'"),
         (["--keep", "avg_pool2d"], "it has no weights and stands between int8 values"),
     ],
 )

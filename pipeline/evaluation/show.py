@@ -43,7 +43,8 @@ def cost(row: Record) -> str:
     lost, won, p = row["only_fp32_right"], row["only_this_right"], row["mcnemar_p"]
     verdict = "no evidence of a loss or gain" if p >= SURE else "a difference"
     return (
-        f"int8 decides {lost} images wrongly that fp32 decides rightly, and {won} the other way: "
+        f"int8 decides {lost} image{'s' * (lost != 1)} wrongly that fp32 decides rightly, and {won} "
+        "the other way: "
         f"{verdict} (McNemar's exact test, p = {p:.2g})"
     )
 

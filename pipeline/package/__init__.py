@@ -99,12 +99,13 @@ def package_run(
         return False
     contents, shipped = _models(run, order, models, folders, on_note)
     dataset = dataset_of(run)
-    contracts, golden = golden_vectors(run, order, dataset)
-    name, picture = example_picture(dataset)
+    contracts, golden, clearest = golden_vectors(run, order, dataset)
+    name, picture = example_picture(dataset, clearest)
+    label = dataset.labels[int(dataset.test.labels[clearest])]
     contents[name] = picture
     if order.has_python:
         contents |= {"golden.npz": golden, bundle.RUNNER: zipapp(Path(deploy.__file__).parent)}
-    contents["README.md"] = readme(run, order, folders, name)
+    contents["README.md"] = readme(run, order, folders, name, label)
     _accompany(run, order, contents, shipped)
     outside = {}
     if place and order.kind == "deb":

@@ -17,7 +17,7 @@ import numpy as np
 
 import deploy
 from deploy.runner.contract import default_precision
-from deploy.runner.scores import steps
+from deploy.runner.scores import probabilities, steps
 
 from .. import program
 from ..data import Dataset
@@ -70,22 +70,27 @@ sys.exit(main())
 """
 
 
-def golden_vectors(run: RunFolder, order: Order, dataset: Dataset) -> tuple[dict[str, Any], bytes]:
-    """By precision the contract, and golden.npz: images, and what the program makes of them."""
+def golden_vectors(
+    run: RunFolder, order: Order, dataset: Dataset
+) -> tuple[dict[str, Any], bytes, int]:
+    """By precision the contract; golden.npz, images and what the program makes of them; and which
+    of those is answered rightly with the most certainty.
+    """
     contracts, golden = {}, {}
-    images = dataset.test.images[:GOLDEN_IMAGES]
+    images, truth = dataset.test.images[:GOLDEN_IMAGES], dataset.test.labels[:GOLDEN_IMAGES].numpy()
     for precision in order.precisions:
         module = program.load(run.need(run.artefact(precision, "pt2")))
         contract = contract_of(run, module, precision)
         contracts[precision] = json.loads(contract.to_json())
         scores = program.run(module, images)[0].numpy()
         golden[precision] = steps(scores, contract.output) if contract.output else scores
-    return contracts, _npz(images=images.numpy(), **golden)
+    of_truth = probabilities(scores.astype(np.float64), contract)[np.arange(len(truth)), truth]
+    return contracts, _npz(images=images.numpy(), **golden), int(of_truth.argmax())
 
 
-def example_picture(dataset: Dataset) -> tuple[str, bytes]:
-    """A name and the first test image, in the format that nothing needs a library for."""
-    image = dataset.test.images[0].permute(1, 2, 0).contiguous()
+def example_picture(dataset: Dataset, index: int) -> tuple[str, bytes]:
+    """A name and a test image, in the format that nothing needs a library for."""
+    image = dataset.test.images[index].permute(1, 2, 0).contiguous()
     height, width, channels = image.shape
     letter, kind = ("P5", "pgm") if channels == 1 else ("P6", "ppm")
     head = f"{letter} {width} {height} 255\n".encode()
@@ -109,7 +114,7 @@ def _npz(**arrays: Any) -> bytes:
     return buffer.getvalue()
 
 
-def readme(run: RunFolder, order: Order, folders: Sequence[str], example: str) -> bytes:
+def readme(run: RunFolder, order: Order, folders: Sequence[str], example: str, label: str) -> bytes:
     """The folder's own README: of a bundle for a target, or of one for any 64-bit Linux."""
     known = {
         "model": run.model,
@@ -117,6 +122,7 @@ def readme(run: RunFolder, order: Order, folders: Sequence[str], example: str) -
         "precision": order.first,
         "c_precision": default_precision(order.in_c) if order.in_c else "",
         "example": example,
+        "label": label,
     }
     requirements = [f"requirements-{name}.txt" for name in order.runtimes]
     if order.place is not None and order.is_native:

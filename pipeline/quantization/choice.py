@@ -13,7 +13,7 @@ from torch import Tensor, fx
 from .. import __version__
 from ..data import Split, dataset_of
 from ..errors import UsageError, unknown
-from ..program import capture, load, run, saved, tap_nodes
+from ..program import capture, layer_nodes, load, run, saved, tap_nodes
 from ..run_folder import RunFolder
 from .calibration import quantize
 from .measure import measured, rank
@@ -101,7 +101,7 @@ def mix(
 
     plain = quantize(program, pixels, observer)
     if calibration.keep:
-        _refuse_to_keep(calibration.keep, [tap.layer for tap in tap_nodes(plain)])
+        _refuse_to_keep(calibration.keep, plain)
         int8 = quantized(calibration.keep)
         found = in_float(int8)
         for name in calibration.keep:
@@ -116,9 +116,15 @@ def mix(
     return fewest(quantized, costs, wanted, validation, calibration.max_drop)
 
 
-def _refuse_to_keep(keep: Sequence[str], known: list[str]) -> None:
+def _refuse_to_keep(keep: Sequence[str], int8: fx.GraphModule) -> None:
+    known = [tap.layer for tap in tap_nodes(int8)]
+    nodes = {node.name: node for node in int8.graph.nodes}
+    parts = {part.name: layer for layer in known for part in layer_nodes(nodes[layer])}
     for name in keep:
         if name not in known:
+            if name in parts:
+                whole = parts[name]
+                raise UsageError(f"--keep {name}: it is a part of {whole}", f"give --keep {whole}")
             raise unknown("layer", name, known)
     if set(keep) == set(known):
         raise UsageError("--keep names every layer: that is the fp32 program", "leave one out")
