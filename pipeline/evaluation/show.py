@@ -41,11 +41,11 @@ def show_evaluation(report: Record) -> None:
 def cost(row: Record) -> str:
     """What quantization did to the decisions, in a sentence."""
     lost, won, p = row["only_fp32_right"], row["only_this_right"], row["mcnemar_p"]
+    plural = "" if lost == 1 else "s"
     verdict = "no evidence of a loss or gain" if p >= SURE else "a difference"
     return (
-        f"int8 decides {lost} image{'s' * (lost != 1)} wrongly that fp32 decides rightly, and {won} "
-        "the other way: "
-        f"{verdict} (McNemar's exact test, p = {p:.2g})"
+        f"int8 decides {lost} image{plural} wrongly that fp32 decides rightly, and {won} the other "
+        f"way: {verdict} (McNemar's exact test, p = {p:.2g})"
     )
 
 
