@@ -213,6 +213,8 @@ class RunFolder:
                 f"{path}: changed by hand or damaged (its SHA-256 is not the recorded one)", mend
             )
         for source, digest in entry["inputs"].items():
+            if source not in self.record["artefacts"]:
+                raise BadInput(f"{path}: made from {source}, which the run has no more", mend)
             self.need(source)
             if self.entry(source)["sha256"] != digest:
                 raise BadInput(f"{path}: made from an older {source} (stale)", mend)

@@ -19,7 +19,7 @@ from test_layers import Residual, export
 from torch import fx, nn
 
 from pipeline.data import Split
-from pipeline.errors import VerificationFailed
+from pipeline.errors import BadInput, VerificationFailed
 from pipeline.program import capture, is_quantize, plain, run, tap_nodes
 from pipeline.quantization import quantize
 from pipeline.quantization.mixed import fewest, in_float, layers
@@ -210,6 +210,9 @@ def test_what_is_stale_is_made_again_with_the_same_layers_in_float(mixed: Path) 
     keep = "".join(f" --keep {name}" for name in sorted(IN_FLOAT))
     mend = folder.mending_command("lenet5-classic-int8.pt2")
     assert mend == f"run 'pipeline quantize{keep} --run small'"
+    with pytest.raises(BadInput) as stale:  # it timed C of int8
+        folder.need("bench.json")
+    assert stale.value.mend == "run 'pipeline bench --run small'"
 
 
 @pytest.mark.slow

@@ -207,7 +207,14 @@ def steps_off(table: Record) -> Markup | None:
         axes.set_yticks(range(len(columns)), columns, fontsize=7)
         axes.invert_yaxis()
         axes.set(xscale="log", xlabel="integers of all layers (logarithmic)")
-        axes.legend(title="steps off", fontsize=8, title_fontsize=8, ncols=len(off))
+        axes.legend(  # above the axes, which bars may fill
+            loc="lower right",
+            bbox_to_anchor=(1, 1),
+            title="steps off",
+            fontsize=8,
+            title_fontsize=8,
+            ncols=len(off),
+        )
     return svg(
         drawing, "How many integers of each file and runtime are how many steps off the exact ones."
     )
