@@ -373,9 +373,12 @@ def test_it_is_verified_packed_and_repeats_its_golden_vectors(
         ("verify", *chosen, "--format", "tflite", "--images", "30"),
         ("evaluate", *chosen, "--format", "tflite", "--max-drop", "1"),
         ("package", *chosen, "--runtime", "tflite"),
+        ("report", "--run", "small"),
     ):
         done = called(*command, runs=runs)
         assert done.returncode == 0, done.stderr
+    page = (runs / "small" / "report.html").read_text()
+    assert "int16x8: the part of the integers" in page and "int16x8: rounding that" in page
     with tarfile.open(runs / "small" / "lenet5-classic-bundle.tar.gz") as files:
         files.extractall(tmp_path, filter="data")
     folder = tmp_path / "lenet5-classic-bundle"

@@ -14,6 +14,7 @@ from deploy.runner.sweep import METRICS
 from .. import __version__
 from ..evaluation.show import cost, fragile
 from ..files import sha256_file
+from ..precisions import INTEGERS
 from ..run_folder import RunFolder
 from ..study import RESULT, studies_of
 from ..verify.show import percent
@@ -103,6 +104,7 @@ def page(facts: dict[str, Any], seen: Observations) -> str:
         style=Markup(_text("style.css")),
         script=Markup(_text("sort.js")),
         metrics=METRICS,
+        integers=INTEGERS,
         equal=percent,
         cost=cost,
         fragile=fragile,
