@@ -37,7 +37,7 @@ def prepare_what_the_reader_has(folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1200)
+@pytest.mark.timeout(1800)
 def test_every_command_of_readme_and_docs_works(tmp_path: Path) -> None:
     prepare_what_the_reader_has(tmp_path)
     make, *rest = blocks("sh")
