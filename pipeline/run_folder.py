@@ -274,15 +274,11 @@ class RunFolder:
             }
         self._save()
 
-    def discard(self, filename: str) -> None:
-        """Take an artefact out of the run that it cannot have any more, if it is there."""
-        if self.record["artefacts"].pop(filename, None) is not None:
+    def discard(self, folder: str) -> None:
+        """Take an artefact that is a folder out of the run, which cannot have it any more."""
+        if self.record["artefacts"].pop(folder, None) is not None:
             self._save()
-            path = self.path / filename
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+            shutil.rmtree(self.path / folder, ignore_errors=True)
 
     def commit_json(
         self,

@@ -23,7 +23,7 @@ from ..errors import BadInput, first_line
 from ..precisions import INTEGERS, SMALL_WEIGHTS
 from ..program import WEIGHTED, aten, constant, decomposed, fold, unpacked
 from .tflite_biases import with_int64_biases
-from .tflite_weights import repacked
+from .tflite_weights import repacked, written
 
 POOLINGS = {aten.max_pool2d.default, aten.max_pool2d_with_indices.default, aten.avg_pool2d.default}
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the same file every time
@@ -42,7 +42,7 @@ def export(
     quantized = contract.precision in INTEGERS
     module = copy.deepcopy(module) if quantized else unpacked(module)
     biases = _biases(module)
-    held, more = module, 0
+    kept: list[str] = []
     if quantized:
         from ..quantization.mixed import in_float
 
@@ -51,7 +51,6 @@ def export(
         # the int32 biases stand for, it finds the same integers again, or nearly.
         fold(module, [node for node in module.graph.nodes if _is_dequantized_bias(node)])
         _settle_weights(module)
-        held, more = _held(module, kept)
     try:
         with quiet():
             import litert_torch
@@ -61,7 +60,7 @@ def export(
 
             config = QuantConfig(pt2e_quantizer=Int8Quantizer())
             converted = litert_torch.convert(
-                held,
+                _held(module, kept) if kept else module,
                 (torch.zeros(1, *contract.input_shape),),
                 quant_config=config if quantized else None,
             )
@@ -72,8 +71,8 @@ def export(
             "leave out --format tflite, or change the layer that it names",
         ) from error
     try:
-        if more:
-            path.write_bytes(_without_outputs(path.read_bytes(), more))
+        if kept:
+            path.write_bytes(_without_outputs(path.read_bytes(), len(kept)))
         if contract.precision in SMALL_WEIGHTS:
             path.write_bytes(repacked(path.read_bytes(), contract.precision))
         if contract.precision == "int16x8":
@@ -86,9 +85,8 @@ def export(
         archive.writestr(zipfile.ZipInfo(CONTRACT_MEMBER, EPOCH), contract.to_json())
 
 
-def _held(module: fx.GraphModule, kept: list[str]) -> tuple[fx.GraphModule, int]:
-    """A copy that also returns the negative of what each of the layers `kept` in float computes,
-    and how many those are.
+def _held(module: fx.GraphModule, kept: list[str]) -> fx.GraphModule:
+    """A copy that also returns the negative of what each of the layers `kept` in float computes.
 
     The converter makes int8 of what stands between int8 values, float weights too, unless a value
     has another use than its quantization, which must not be a return.
@@ -100,7 +98,7 @@ def _held(module: fx.GraphModule, kept: list[str]) -> tuple[fx.GraphModule, int]
         held = [module.graph.call_function(aten.neg.default, (value,)) for value in values]
     output.args = ((*_returned(output), *held),)
     module.recompile()
-    return module, len(held)
+    return module
 
 
 def _returned(output: fx.Node) -> tuple[fx.Node, ...]:
@@ -124,8 +122,7 @@ def _without_outputs(content: bytes, count: int) -> bytes:
             kept |= set(each.inputs)
             needed.insert(0, each)
     graph.operators = needed
-    with quiet():
-        return bytes(flatbuffer.convert_object_to_bytearray(model))
+    return written(model)
 
 
 def _settle_weights(module: fx.GraphModule) -> None:

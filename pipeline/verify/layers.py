@@ -17,6 +17,7 @@ import onnx
 from deploy.runner.contract import INTEGERS, Quantization
 
 from ..errors import BadInput, first_line
+from ..export.onnx import WEIGHTED
 from ..reference import compute
 
 # An operator's kind. One that is in neither table is a layer by its own name.
@@ -56,7 +57,6 @@ MERGED = {"Relu", "Clip", "BatchNormalization"}
 MERGING = {*("Conv", "Gemm", "MatMul", "BatchNormalization", "Add", "Sub", "Mul", "ReduceMean")} | {
     *("MaxPool", "AveragePool", "GlobalAveragePool")
 }
-WEIGHTED = {"Conv", "Gemm", "MatMul"}
 IN_FLOAT = " in float"
 SAME = {"mean": "average pool"}  # one layer under two names
 IMAGE = "image"
