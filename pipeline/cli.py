@@ -51,10 +51,8 @@ class Pipeline(click.Group):
             return super().invoke(ctx)
         except UserError as error:
             _fail(ctx, error, str(error), error.exit_code)
-        except click.ClickException as error:
-            if _told_elsewhere():
-                ctx.exit(error.exit_code)
-            raise
+        except click.UsageError as error:
+            _misused(ctx, error)
         except KeyboardInterrupt as error:
             _fail(ctx, error, "interrupted; nothing is half-written", INTERRUPTED)
         except BrokenPipeError:  # the reader of our output has gone, as with `| head`
@@ -63,6 +61,15 @@ class Pipeline(click.Group):
         except OSError as error:
             place = f"{error.filename}: " if error.filename else ""
             _fail(ctx, error, f"{place}{error.strerror or error}", 3)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """As click does; what is wrong before the command is told like the rest."""
+        try:
+            return super().parse_args(ctx, args)
+        except click.exceptions.NoArgsIsHelpError:
+            raise
+        except click.UsageError as error:
+            _misused(ctx, error)
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
@@ -79,6 +86,14 @@ def _fail(ctx: click.Context, error: BaseException | None, message: str, code: i
     if not _told_elsewhere():
         click.echo(f"error: {message}", err=True)
     ctx.exit(code)
+
+
+def _misused(ctx: click.Context, error: click.UsageError) -> NoReturn:
+    """Click's own complaint, as of a value that is no number, in one line."""
+    message = " ".join(error.format_message().split()).rstrip(".?")
+    place = error.ctx.command_path if error.ctx else f"pipeline {ctx.invoked_subcommand}"
+    told = UsageError(message[:1].lower() + message[1:], f"see '{place} --help'")
+    _fail(ctx, error, str(told), told.exit_code)
 
 
 def _told_elsewhere() -> bool:

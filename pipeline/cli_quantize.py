@@ -67,7 +67,7 @@ def _show_mixed(tried: list[dict[str, Any]]) -> None:
     help="Take the mean error of each layer out of its bias. Default: both are tried.",
 )
 @click.option(
-    "--mixed", is_flag=True, help="Keep the costliest layers in float, until within --max-drop."
+    "--mixed", is_flag=True, help="Keep the fewest layers in float that bring it within --max-drop."
 )
 @click.option(
     "--max-drop",
@@ -98,8 +98,7 @@ def quantize(
     """Quantize a run's float program to int8, calibrated on training images. Of what is tried, the
     best on validation images is kept: by accuracy, then by how near its outputs are to fp32.
 
-    With --mixed the layers that cost most (see 'pipeline sensitivity') stay in float: the costliest
-    first, no more than --max-drop needs, none if it can be.
+    With --mixed some layers stay in float: as few as --max-drop needs, none if it can be.
 
     \b
     Examples:
@@ -112,7 +111,7 @@ def quantize(
         raise UsageError("--mixed and --max-drop go together", "give both, like --max-drop 0.5")
     if mixed and keep:
         raise UsageError("--mixed chooses layers, and so does --keep", "give one of them")
-    from .console import say
+    from .console import Steps, say
     from .quantization import Calibration, quantize_run
     from .run_folder import RunFolder
 
@@ -125,7 +124,8 @@ def quantize(
         max_drop,
         tuple(sorted({name for names in keep for name in names.split(",")})),
     )
-    made = quantize_run(run, calibration)
+    with Steps() as steps:
+        made = quantize_run(run, calibration, steps)
     if dry_run:
         show_plan(run, as_json)
         return
@@ -153,12 +153,13 @@ def sensitivity(run_name: str | None, dry_run: bool, as_json: bool) -> None:
     Example:
       pipeline sensitivity
     """
-    from .console import say, table
+    from .console import Steps, say, table
     from .quantization.sensitivity import sensitivity_run
     from .run_folder import RunFolder
 
     run = RunFolder.open(run_name, dry_run)
-    found = sensitivity_run(run)
+    with Steps() as steps:
+        found = sensitivity_run(run, steps)
     if dry_run:
         show_plan(run, as_json)
         return

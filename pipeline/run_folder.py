@@ -20,7 +20,7 @@ from typing import Any
 
 from .errors import BadInput, Missing, UsageError, unknown
 from .files import digest_of, replace_folder, replacing, write_atomically
-from .precisions import USUAL
+from .precisions import FORMATS, USUAL
 
 RECORD = "run.json"
 CHECKPOINT = "checkpoint.safetensors"
@@ -156,14 +156,19 @@ class RunFolder:
             command = " ".join(["package", *(f"--{k} {v}" for k, v in options.items() if v)])
         elif filename.startswith("device-"):
             command = f"deploy {self.record['artefacts'][filename]['config']['host']}"
-        elif filename.endswith("-c"):
-            precision = filename.removeprefix(f"{self.model}-").removesuffix("-c")
-            command = f"export --format c --precision {precision}"
         else:
-            precision, _, kind = filename.removeprefix(f"{self.model}-").rpartition(".")
+            folder, _, suffix = filename.rpartition("-")
+            stem, kind = (folder, suffix) if suffix in FOLDERS else filename.rsplit(".", 1)
+            precision = stem.removeprefix(f"{self.model}-")
+            # What is wrong with one export is mostly wrong with the others, too.
+            kinds = [
+                each
+                for each in FORMATS
+                if each == kind or self.artefact(precision, each) in self.record["artefacts"]
+            ]
             command = "export"
             command += f" --precision {precision}" if precision not in USUAL else ""
-            command += f" --format {kind}" if kind != "pt2" else ""
+            command += f" --format {','.join(kinds)}" if kind in FORMATS else ""
         return f"run 'pipeline {command} --run {self.name}'"
 
     @property

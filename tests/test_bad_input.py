@@ -7,13 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from conftest import Cli, called
+from conftest import WHOLE, Cli, called
 
 
 def one_line(stderr: str) -> str:
     """The error, which is the last line and the only one that says so."""
-    errors = [line for line in stderr.splitlines() if line.startswith(("error:", "Error:"))]
+    errors = [line for line in stderr.splitlines() if line.startswith("error:")]
     assert len(errors) == 1, stderr
+    assert "Usage:" not in stderr
     assert "Traceback" not in stderr
     return errors[0]
 
@@ -25,6 +26,11 @@ def one_line(stderr: str) -> str:
         (["train", "--model", "lenet"], 2, "did you mean 'lenet5'"),
         (["train", "--dataset", "digit"], 2, "did you mean 'digits'"),
         (["train", "--epochs", "0"], 2, "--epochs 0; give 1 or more"),
+        (["train", "--epochs", "x"], 2, "'x' is not a valid integer; see 'pipeline train --help'"),
+        (["train", "--epochs"], 2, "requires an argument; see 'pipeline train --help'"),
+        (["train", "--epoch", "3"], 2, "no such option '--epoch'"),
+        (["--verbose"], 2, "no such option '--verbose'; see 'pipeline --help'"),
+        (["describe", "a.onnx", "b.onnx"], 2, "unexpected extra argument (b.onnx)"),
         (["train", "--batch-size", "0"], 2, "--batch-size 0"),
         (["train", "--lr", "-1"], 2, "--lr -1"),
         (["train", "--activation", "tanh"], 2, "activation"),
@@ -109,7 +115,19 @@ def test_an_artefact_older_than_its_program_is_refused(cli: Cli, runs: Path) -> 
     line = one_line(done.stderr)
     assert "made from an older" in line
     assert cli("quantize").returncode == 0
-    assert "pipeline export" in one_line(cli("verify").stderr)
+    assert "'pipeline export --format onnx,tflite,c --run small'" in one_line(cli("verify").stderr)
+
+
+def test_int8_settings_that_no_longer_fit_are_told_as_those_of_before(cli: Cli, runs: Path) -> None:
+    record = json.loads((runs / "small" / "run.json").read_text())
+    record["artefacts"]["lenet5-classic-int8.pt2"]["config"]["keep"] = ["linear_9"]
+    (runs / "small" / "run.json").write_text(json.dumps(record))
+    flip_a_byte(runs / "small" / "lenet5-classic-int8.pt2")
+    done = cli("run", *WHOLE)
+    assert done.returncode == 2
+    line = one_line(done.stderr)
+    assert "int8 was to be made as before, and cannot be: unknown layer 'linear_9'" in line
+    assert "run 'pipeline quantize --run small', with other options or none" in line
 
 
 def test_a_run_record_changed_by_hand(cli: Cli, runs: Path) -> None:

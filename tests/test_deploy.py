@@ -321,7 +321,7 @@ def test_what_does_not_answer_is_asked_once(
     ("arguments", "words"),
     [
         ([], "a device or an --inventory"),
-        (["-oProxyCommand=touch x"], "No such option"),
+        (["-oProxyCommand=touch x"], "no such option"),
         (["--", "-oProxyCommand=touch x"], "is no device"),
         (["pi@kitchen; reboot"], "is no device"),
         (["kitchen", "--prefix", "here"], "begins with /"),

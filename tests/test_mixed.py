@@ -22,6 +22,7 @@ from pipeline.data import Split
 from pipeline.errors import BadInput, VerificationFailed
 from pipeline.program import capture, is_quantize, plain, run, tap_nodes
 from pipeline.quantization import quantize
+from pipeline.quantization.measure import rank
 from pipeline.quantization.mixed import fewest, in_float, layers
 from pipeline.run_folder import RunFolder
 from pipeline.verify import changed_constants
@@ -67,11 +68,11 @@ def test_what_stays_in_float(keep: list[str], found: list[str], float_values: li
 def outlying() -> fx.GraphModule:
     """One of the first layer's values is so much larger than the others that int8 loses these."""
     torch.manual_seed(0)
-    first, second, last = nn.Linear(64, 8), nn.Linear(8, 8), nn.Linear(8, 5)
+    first, second, third, last = (nn.Linear(*s) for s in ((64, 8), (8, 8), (8, 8), (8, 5)))
     with torch.no_grad():
         first.weight[0] *= 2000
         second.weight[:, 0] = 0
-        network = nn.Sequential(nn.Flatten(), first, second, last).eval()
+        network = nn.Sequential(nn.Flatten(), first, second, third, last).eval()
         last.bias.sub_(network(PIXELS.float() / 255).mean(0))  # so that all classes are answers
     return plain(capture(network, SHAPE).module())
 
@@ -81,16 +82,16 @@ def test_as_few_layers_stay_in_float_as_the_gate_needs() -> None:
     wanted = run(program, PIXELS)[0]
     data = Split(PIXELS, wanted.argmax(1))  # the float program is always right
     costs = layers(quantize(program, PIXELS), wanted, data)
-    worst = min(costs, key=lambda each: float(each["accuracy"]))
+    order = [each["layer"] for each in sorted(costs, key=rank)]
 
     def quantized(keep: object) -> fx.GraphModule:
         return quantize(program, PIXELS, keep=list(keep))  # type: ignore[call-overload]
 
-    module, tried = fewest(quantized, costs, wanted, data, max_drop=2.0)
-    assert tried[0]["layers"] == [] and tried[0]["drop"] > 2
-    assert tried[1]["layers"] == [worst["layer"]] == ["linear"]  # whose value still is int8
-    assert tried[-1]["drop"] <= 2 and tried[-1]["layers"] == list(in_float(module))
-    assert all(each["drop"] > 2 for each in tried[:-1])
+    module, tried = fewest(quantized, costs, wanted, data, max_drop=4.0)
+    assert [len(each["layers"]) for each in tried] == [0, 1, 2]
+    assert all(each["drop"] > 4 for each in tried[:-1]) and tried[-1]["drop"] <= 4
+    # The value of the costliest is int8 unless the next one is in float, which alone costs least.
+    assert tried[-1]["layers"] == [order[0], order[-1]] == list(in_float(module))
     assert len(fewest(quantized, costs, wanted, data, max_drop=100.0)[1]) == 1
     with pytest.raises(
         VerificationFailed, match="no choice of layers in float is within -1 points"

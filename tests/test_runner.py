@@ -258,6 +258,7 @@ def test_what_cannot_be_done_is_said(intact, pictures, arguments, code, words):
     done = runner(intact, *arguments.split(), cwd=pictures)
     assert done.code == code
     assert words in done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1
 
 
 # --- selftest, bench, info ------------------------------------------------------------------------

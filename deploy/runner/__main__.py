@@ -14,7 +14,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import numpy.typing as npt
@@ -245,12 +245,21 @@ def _share(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r} is no probability, from 0 to 1")
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong, as every other error is told."""
+
+    def error(self, message: str) -> NoReturn:
+        """Exit with the code of a wrong usage."""
+        told = UsageError(message, f"see '{self.prog} --help'")
+        self.exit(told.exit_code, f"error: {told}\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="runner.pyz", description="Run the model of this bundle.", allow_abbrev=False
     )
     parser.add_argument("--version", action="version", version=f"runner {__version__}")
-    shared = argparse.ArgumentParser(add_help=False)
+    shared = _Parser(add_help=False)
     shared.add_argument("--bundle", type=Path, help="the unpacked bundle (default: beside me)")
     shared.add_argument("--runtime", choices=list(BACKENDS), help="default: the first that works")
     shared.add_argument("--precision", choices=PRECISIONS, help="default: int8")

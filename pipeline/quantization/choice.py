@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -12,11 +12,11 @@ from torch import Tensor, fx
 
 from .. import __version__
 from ..data import Split, dataset_of
-from ..errors import UsageError, unknown
+from ..errors import UsageError, VerificationFailed, unknown
 from ..program import capture, layer_nodes, load, run, saved, tap_nodes
 from ..run_folder import RunFolder
 from .calibration import quantize
-from .measure import measured, rank
+from .measure import OnStep, measured, rank
 from .mixed import Tried, fewest, in_float, layers
 from .observers import OBSERVERS
 
@@ -63,13 +63,19 @@ class Calibration:
 
 
 def choose(
-    program: fx.GraphModule, pixels: Tensor, validation: Split, calibration: Calibration
+    program: fx.GraphModule,
+    pixels: Tensor,
+    validation: Split,
+    calibration: Calibration,
+    on_step: OnStep = lambda _: None,
 ) -> tuple[fx.GraphModule, list[dict[str, Any]]]:
     """The best int8 program, and what was tried, the chosen one marked. Raises BadInput."""
     wanted = run(program, validation.images)[0]
     tried: list[dict[str, Any]] = []
     best: fx.GraphModule | None = None
-    for observer, correction in calibration.candidates():
+    candidates = calibration.candidates()
+    for number, (observer, correction) in enumerate(candidates, 1):
+        on_step(f"quantizing ({number} of {len(candidates)})")
         int8 = quantize(program, pixels, observer, bias_correction=correction)
         entry = {"observer": observer, "bias_correction": correction, "chosen": False}
         tried.append(entry | measured(int8, wanted, validation))
@@ -86,37 +92,34 @@ def mix(
     validation: Split,
     calibration: Calibration,
     tried: Tried,
+    on_step: OnStep = lambda _: None,
 ) -> tuple[fx.GraphModule, Tried]:
     """The int8 program with layers in float that `calibration` asks for, otherwise as the chosen
     one of `tried`; and the choices of layers, that of the program last, see `fewest`.
 
-    Raises UsageError for layers that cannot be kept, VerificationFailed as `fewest` does.
+    Raises VerificationFailed as `fewest` does.
     """
     wanted = run(program, validation.images)[0]
     chosen = next(each for each in tried if each["chosen"])
     observer, correction = chosen["observer"], chosen["bias_correction"]
 
     def quantized(keep: Sequence[str]) -> fx.GraphModule:
+        on_step(f"trying layers in float ({', '.join(keep) or 'none'})")
         return quantize(program, pixels, observer, bias_correction=correction, keep=keep)
 
-    plain = quantize(program, pixels, observer)
     if calibration.keep:
-        _refuse_to_keep(calibration.keep, plain)
         int8 = quantized(calibration.keep)
-        found = in_float(int8)
-        for name in calibration.keep:
-            if not any(name in nodes for nodes in found.values()):
-                raise UsageError(
-                    f"--keep {name}: it has no weights and stands between int8 values",
-                    "keep the layer before or after it, too",
-                )
-        return int8, [{"layers": list(found), **measured(int8, wanted, validation)}]
+        return int8, [{"layers": list(in_float(int8)), **measured(int8, wanted, validation)}]
     assert calibration.max_drop is not None
-    costs = layers(plain, wanted, validation)
+    costs = layers(quantize(program, pixels, observer), wanted, validation, on_step)
     return fewest(quantized, costs, wanted, validation, calibration.max_drop)
 
 
-def _refuse_to_keep(keep: Sequence[str], int8: fx.GraphModule) -> None:
+def refuse_to_keep(keep: Sequence[str], program: fx.GraphModule, pixels: Tensor) -> None:
+    """Raises UsageError for layers that cannot stay in float. Which can does not depend on the
+    images, of which one is enough.
+    """
+    int8 = quantize(program, pixels)
     known = [tap.layer for tap in tap_nodes(int8)]
     nodes = {node.name: node for node in int8.graph.nodes}
     parts = {part.name: layer for layer in known for part in layer_nodes(nodes[layer])}
@@ -128,6 +131,13 @@ def _refuse_to_keep(keep: Sequence[str], int8: fx.GraphModule) -> None:
             raise unknown("layer", name, known)
     if set(keep) == set(known):
         raise UsageError("--keep names every layer: that is the fp32 program", "leave one out")
+    found = in_float(quantize(program, pixels, keep=keep))
+    for name in keep:
+        if not any(name in inside for inside in found.values()):
+            raise UsageError(
+                f"--keep {name}: it has no weights and stands between int8 values",
+                "keep the layer before or after it, too",
+            )
 
 
 def is_trained(run: RunFolder) -> bool:
@@ -136,7 +146,9 @@ def is_trained(run: RunFolder) -> bool:
     return entry is not None and "qat" in entry["config"]
 
 
-def quantize_run(run: RunFolder, calibration: Calibration | None = None) -> bool:
+def quantize_run(
+    run: RunFolder, calibration: Calibration | None = None, on_step: OnStep = lambda _: None
+) -> bool:
     """Make a run's int8 program. Returns whether it was made now (else it was current).
 
     Without `calibration` the settings of the int8 program that is there are kept, and one that was
@@ -144,14 +156,25 @@ def quantize_run(run: RunFolder, calibration: Calibration | None = None) -> bool
     by validation images, never by test images. What was tried is kept in run.json. Raises
     UsageError, Missing or BadInput.
     """
+    if calibration is not None:
+        return _quantized(run, calibration, on_step)
+    target = run.artefact("int8", "pt2")
+    known = run.record["artefacts"].get(target, {}).get("config", {})
+    if is_trained(run) and run.is_current(target, known):
+        return False
+    before = {key: known[key] for key in asdict(Calibration()) if key in known}
+    before["keep"] = tuple(before.get("keep", ()))  # JSON's is a list
+    try:
+        return _quantized(run, Calibration(**before), on_step)
+    except (UsageError, VerificationFailed) as error:
+        raise type(error)(
+            f"int8 was to be made as before, and cannot be: {error.message}",
+            f"run 'pipeline quantize --run {run.name}', with other options or none",
+        ) from error
+
+
+def _quantized(run: RunFolder, calibration: Calibration, on_step: OnStep) -> bool:
     source, target = run.artefact("fp32", "pt2"), run.artefact("int8", "pt2")
-    if calibration is None:
-        if is_trained(run) and run.is_current(target, run.entry(target)["config"]):
-            return False
-        known = run.record["artefacts"].get(target, {}).get("config", {})
-        names = asdict(Calibration())
-        calibration = Calibration(**{key: known[key] for key in names if key in known})
-        calibration = replace(calibration, keep=tuple(calibration.keep))  # JSON's is a list
     if calibration.size < 1:
         raise UsageError(f"--calibration-size {calibration.size}", "give 1 or more")
     if calibration.observer not in (AUTO, *OBSERVERS):
@@ -162,15 +185,18 @@ def quantize_run(run: RunFolder, calibration: Calibration | None = None) -> bool
         )
     config = calibration.config | {"pipeline": __version__}
     path = run.need(source)
+    if calibration.keep and not run.is_current(target, config):
+        refuse_to_keep(calibration.keep, load(path), torch.zeros(1, *run.input_shape).byte())
     if not run.wants(target, config=config):
         return False
     module = load(path)
     dataset = dataset_of(run)
     pixels = calibration.images(dataset.train)
-    int8, tried = choose(module, pixels, dataset.validation, calibration)
+    validation = dataset.validation
+    int8, tried = choose(module, pixels, validation, calibration, on_step)
     facts: dict[str, Any] = {"tried": tried}
     if calibration.keep or calibration.max_drop is not None:
-        int8, facts["mixed"] = mix(module, pixels, dataset.validation, calibration, tried)
+        int8, facts["mixed"] = mix(module, pixels, validation, calibration, tried, on_step)
     with run.workspace() as work:
         (work / target).write_bytes(saved(capture(int8, run.input_shape)))
         run.commit({target: work / target}, config, [source], facts)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, fx
 
 from ..data import Split
 from ..program import accuracy, run
+
+OnStep = Callable[[str], None]  # called with what is being done, and how far it is
 
 
 def sqnr(wanted: Tensor, found: Tensor) -> float:

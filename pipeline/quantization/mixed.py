@@ -8,6 +8,7 @@ whose bytes int8 holds exactly. Layers are named as `program.tap_nodes` names th
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any
 
@@ -26,24 +27,29 @@ from ..program import (
     layer_nodes,
     tap_nodes,
 )
-from .measure import measured, rank
+from .measure import OnStep, measured, rank
 
 Tried = list[dict[str, Any]]
+SETS = 35  # of layers in float that are tried, of each size: 7 layers have no more
 
 # Where these are given int8 values, their own are among them: int8 is exact, and converters make it
 # of them whatever is wanted. A ReLU that stands alone is one.
 PICKING = {aten.max_pool2d.default, aten.relu.default, aten.relu_.default, aten.cat.default}
 
 
-def layers(int8: fx.GraphModule, wanted: Tensor, data: Split) -> Tried:
+def layers(
+    int8: fx.GraphModule, wanted: Tensor, data: Split, on_step: OnStep = lambda _: None
+) -> Tried:
     """What `measured` tells of each layer of an int8 program quantized alone, in program order.
 
     `wanted` is what the float program computes, N x classes.
     """
-    return [
-        {"layer": tap.layer, "kind": tap.kind, **measured(alone(int8, tap.layer), wanted, data)}
-        for tap in tap_nodes(int8)
-    ]
+    found = []
+    for tap in tap_nodes(int8):
+        on_step(f"quantizing each layer alone ({tap.layer})")
+        cost = measured(alone(int8, tap.layer), wanted, data)
+        found.append({"layer": tap.layer, "kind": tap.kind, **cost})
+    return found
 
 
 def fewest(
@@ -53,26 +59,34 @@ def fewest(
     data: Split,
     max_drop: float,
 ) -> tuple[fx.GraphModule, Tried]:
-    """Keep more and more layers in float, the costliest first, until the program is at most
-    `max_drop` percentage points less accurate than the float one. Returns it and what was tried:
-    the layers of each, what `measured` tells, and its "drop"; the last one is within.
+    """Keep more and more layers in float, sets of the costliest first, until the program is at most
+    `max_drop` percentage points less accurate than the float one. Returns it, and of each number of
+    layers the best set: its layers, what `measured` tells, and its "drop"; the last one is within.
 
-    `quantized` makes the program with these layers in float, and `costs` are of `layers`. Raises
-    VerificationFailed where all but one are not enough.
+    `quantized` makes the program with these layers in float, and `costs` are of `layers`. Of each
+    number SETS sets are tried: of up to 7 layers all. Raises VerificationFailed where all but one
+    are not enough.
     """
     order = [each["layer"] for each in sorted(costs, key=rank)]
     exact = accuracy(wanted, data.labels)
     tried: Tried = []
+    seen: list[list[str]] = []
     for count in range(len(order)):
-        program = quantized(order[:count])
-        kept = list(in_float(program))
-        if tried and kept == tried[-1]["layers"]:
-            continue  # nothing of the layer that was added can be float by itself
-        found = measured(program, wanted, data)
-        drop = 100 * (exact - found["accuracy"])
-        tried.append({"layers": kept, "drop": drop, **found})
-        if drop <= max_drop + 1e-9:
-            return program, tried
+        best: dict[str, Any] | None = None
+        for names in itertools.islice(itertools.combinations(order, count), SETS):
+            program = quantized(names)
+            kept = list(in_float(program))
+            if kept in seen:
+                continue  # nothing of a layer that was added can be float by itself
+            seen.append(kept)
+            found = measured(program, wanted, data)
+            drop = 100 * (exact - found["accuracy"])
+            found = {"layers": kept, "drop": drop, **found}
+            if drop <= max_drop + 1e-9:
+                return program, [*tried, found]
+            best = max(best or found, found, key=rank)
+        if best is not None:
+            tried.append(best)
     best = min(tried, key=lambda each: float(each["drop"]))
     raise VerificationFailed(
         f"no choice of layers in float is within {max_drop:g} points of fp32 on validation images: "

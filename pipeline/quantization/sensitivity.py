@@ -13,13 +13,13 @@ from ..program import accuracy, load, run
 from ..run_folder import RunFolder
 from .calibration import quantize
 from .choice import Calibration, is_trained
-from .measure import measured
+from .measure import OnStep, measured
 from .mixed import layers
 
 SENSITIVITY = "sensitivity.json"
 
 
-def sensitivity_run(folder: RunFolder) -> dict[str, Any]:
+def sensitivity_run(folder: RunFolder, on_step: OnStep = lambda _: None) -> dict[str, Any]:
     """Measure a run's layers on its validation images, keep that as sensitivity.json, return it.
 
     A dry run returns nothing. Raises Missing or BadInput.
@@ -45,7 +45,7 @@ def sensitivity_run(folder: RunFolder) -> dict[str, Any]:
         "images": len(data),
         "fp32": {"accuracy": accuracy(wanted, data.labels)},
         "int8": measured(int8, wanted, data),
-        "layers": layers(plainly, wanted, data),
+        "layers": layers(plainly, wanted, data, on_step),
     }
     config = {"pipeline": __version__}
     folder.commit_json(SENSITIVITY, record, config, names, allow_nan=False)
