@@ -37,6 +37,18 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
 # What `trained` was made with.
 WHOLE = ["--model", "lenet5-classic", "--epochs", "30", "--batch-size", "32"]
 WHOLE += ["--run", "small", "--images", "64"]
+# Of the slow and the emulated ones.
+LONGEST = (
+    "test_readme",
+    "test_machine",
+    "test_small_weights",
+    "test_emulated_python",
+    "test_emulated_bundles",
+    "test_mixed",
+    "test_emulated_install",
+    "test_grid",
+    "test_emulated",
+)
 
 
 def pipeline(*arguments: str, runs: Path, **environment: str) -> subprocess.CompletedProcess[str]:
@@ -57,6 +69,12 @@ def called(*arguments: str, runs: Path) -> subprocess.CompletedProcess[str]:
     if result.exception is not None and not isinstance(result.exception, SystemExit):
         raise result.exception
     return subprocess.CompletedProcess(arguments, result.exit_code, result.stdout, result.stderr)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The files that take longest come first, so that two processes end together."""
+    rank = {name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 @pytest.fixture(scope="session")

@@ -5,17 +5,23 @@ In a user namespace of its own the kernel hands a board's programs to the emulat
 
 from __future__ import annotations
 
+import functools
+import json
 import os
 import shutil
 import subprocess
 import sys
+import tarfile
+from collections.abc import Callable
 from pathlib import Path
 
 import certifi
 import pytest
+from conftest import pipeline
 
 from pipeline.package.toolchain import BOARDS, QEMU, emulator
 
+Bundle = Callable[[tuple[str, ...], Path], str]  # see `orders`
 DEBIAN = Path(sys.prefix) / "boards"  # where `make emulators` unpacks it
 MACHINES = {"qemu-aarch64": 183, "qemu-arm": 40}  # e_machine of ELF
 REGISTER = """
@@ -42,6 +48,39 @@ PROCESSORS = {
     "pi-4": ("0xd08", ARM64, "4 Model B Rev 1.4"),
     "pi-5": ("0xd0b", f"{ARM64} asimdhp asimddp", "5 Model B Rev 1.0"),
 }
+
+
+def said(command: list[str], *arguments: str) -> str:
+    """What a command prints that succeeds."""
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, f"{' '.join(command)}: {done.stderr}"
+    return done.stdout
+
+
+def orders(runs: Path, board: str, place: Path) -> Bundle:
+    """Unpacks what `package` makes with some options below /tmp of a root folder, and says where;
+    each is packed once, in a folder below `place`.
+    """
+
+    @functools.cache
+    def packed(order: tuple[str, ...]) -> Path:
+        copy = place / str(hash(order)) / "runs"
+        shutil.copytree(runs, copy)
+        options = ["--run", "small", "--target", board, *order, "--json"]
+        done = pipeline("package", *options, runs=copy)
+        if done.returncode == 4 and "wheels" in done.stderr:
+            pytest.skip(done.stderr.strip())
+        assert done.returncode == 0, done.stderr
+        return Path(json.loads(done.stdout)["file"])
+
+    def unpacked(order: tuple[str, ...], root: Path) -> str:
+        folder = root / "tmp" / str(len(order))
+        with tarfile.open(packed(order)) as files:
+            files.extractall(folder, filter="data")
+        (name,) = folder.iterdir()
+        return f"/tmp/{folder.name}/{name.name}"
+
+    return unpacked
 
 
 def within(board: str, *command: str) -> subprocess.CompletedProcess[str]:

@@ -77,11 +77,6 @@ def test_verify_tells_of_the_reference_it_reads(cli: Cli, runs: Path) -> None:
     )
 
 
-def test_what_would_be_refused_is_refused(cli: Cli, runs: Path) -> None:
-    done = cli("quantize", "--keep", "linear_9", "--run", "small", "--dry-run")
-    assert done.returncode == 2 and "unknown layer 'linear_9'" in done.stderr
-
-
 def test_what_has_no_run_yet_gets_no_folder(cli: Cli, runs: Path) -> None:
     assert planned(cli, runs, "train", "--run", "fresh") == {
         "metrics.jsonl": "new",
@@ -105,6 +100,8 @@ def test_int8_files_follow_a_program_that_is_to_be_made(cli: Cli, runs: Path) ->
 
 
 def test_what_would_be_refused_is_refused(cli: Cli, runs: Path) -> None:
+    done = cli("quantize", "--keep", "linear_9", "--run", "small", "--dry-run")
+    assert done.returncode == 2 and "unknown layer 'linear_9'" in done.stderr
     done = cli("train", "--run", "small", "--dry-run")
     assert done.returncode == 2
     assert "is trained already" in done.stderr
