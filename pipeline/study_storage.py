@@ -8,6 +8,14 @@ from typing import Any
 
 from .errors import BadInput, Interrupted, Missing, UsageError, first_line
 
+# The packages of modules that SQLAlchemy looks for.
+DRIVERS = {
+    "psycopg": "psycopg[binary]",
+    "psycopg2": "psycopg2-binary",
+    "MySQLdb": "mysqlclient",
+    "pymysql": "PyMySQL",
+}
+
 
 def need_optuna() -> Any:
     """The module optuna, quiet. Raises Missing where the package is not installed."""
@@ -41,9 +49,11 @@ def reaching(url: str) -> Iterator[str]:
             "interrupted; the finished trials are kept", "call it again to go on"
         ) from error
     except (exc.NoSuchModuleError, ImportError) as error:
+        module = getattr(error.__cause__, "name", None)
+        package = DRIVERS.get(module or "", module)
         raise Missing(
             f"{shown}: no driver of that database is installed",
-            "install one, as with 'pip install psycopg2-binary' or 'pip install PyMySQL'",
+            f"run 'pip install {package}'" if package else "give postgresql:// or mysql+pymysql://",
         ) from error
     except (exc.OperationalError, optuna.exceptions.StorageInternalError) as error:
         cause = first_line(getattr(error, "orig", None) or error.__cause__ or error)

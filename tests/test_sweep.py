@@ -7,7 +7,8 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -141,10 +142,23 @@ def test_ctrl_c_keeps_the_finished_trials(runs: Path, monkeypatch: pytest.Monkey
     ]
 
 
+@pytest.fixture(params=["sqlite", "postgresql"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
+    """The URL of an empty database of each kind."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'shared.db'}"
+        return
+    pgserver = pytest.importorskip("pgserver", reason="no pgserver for this Python")
+    with tempfile.TemporaryDirectory() as folder:  # the path of a socket has to be short
+        server = pgserver.get_server(folder)
+        yield server.get_uri()
+        server.cleanup()
+
+
 @pytest.mark.slow
-def test_a_killed_sweep_goes_on_and_two_share_a_storage(runs: Path) -> None:
-    url = f"sqlite:///{runs / 'shared.db'}"
-    options = ["sweep", "--model", "mlp", "--epochs", "3", "--study", "shared", "--storage", url]
+def test_a_killed_sweep_goes_on_and_two_share_a_storage(runs: Path, storage: str) -> None:
+    options = ["sweep", "--model", "mlp", "--epochs", "3", "--study", "shared"]
+    options += ["--storage", storage]
     program = (
         "import os, sys\nfrom pipeline import sweep\nfrom pipeline.cli import main\n"
         "usual, count = sweep.fit, []\n"
@@ -180,7 +194,12 @@ def test_a_killed_sweep_goes_on_and_two_share_a_storage(runs: Path) -> None:
         ("nonsense", 2, "not the URL of a database"),
         ("sqlite:///{runs}/gone/study.db", 4, "unable to open database file"),
         ("sqlite:///{runs}/text.db", 3, "not a database"),
-        ("oracel://somewhere/x", 4, "no driver"),
+        ("oracel://somewhere/x", 4, "no driver of that database is installed; give postgresql://"),
+        (
+            "mysql+pymysql://somewhere/x",
+            4,
+            "no driver of that database is installed; run 'pip inst",
+        ),
         ("postgresql://me:secret@127.0.0.1:1/x", 4, "postgresql://me:***@127.0.0.1:1/x"),
     ],
 )
