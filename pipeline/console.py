@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Sequence
+from textwrap import fill
 from types import TracebackType
 from typing import Any
 
@@ -17,6 +18,8 @@ from rich.table import Table
 from rich.text import Text
 
 from .checkpoint import Epoch
+
+NARROW = 12  # columns, of what can go on in the next line
 
 
 class _Output(Console):
@@ -28,8 +31,8 @@ class _Output(Console):
 
 
 def out() -> Console:
-    """Data, on stdout; 100 columns where there is no terminal."""
-    return _Output(highlight=False, width=None if sys.stdout.isatty() else 100)
+    """Data, on stdout; 80 columns where there is no terminal."""
+    return _Output(highlight=False, width=None if sys.stdout.isatty() else 80)
 
 
 def say(message: str) -> None:
@@ -40,21 +43,33 @@ def say(message: str) -> None:
 def table(
     title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], text: Sequence[str] = ()
 ) -> None:
-    """Print a table; the first column and those of `text` are aligned to the left."""
-    grid = Table(title=title, title_justify="left", box=None, header_style="bold", pad_edge=False)
+    """Print a table; the first column and those of `text` are aligned to the left.
+
+    What is `text` goes on in the next line where there is no room; nothing else is broken, and
+    nothing cut off: rather is the table wider than the terminal.
+    """
+    grid = Table(box=None, header_style="bold", pad_edge=False)
+    needed = 0
     for number, column in enumerate(columns):
-        left = number == 0 or column in text
-        # A long word, as a path in a command, goes on in the next line: nothing is cut off.
+        widest = max((len(row[number]) for row in rows), default=0)
+        broken = column in text
+        # A heading of several words is as narrow as its numbers.
+        heading = column if broken else fill(column, max(widest, 1), break_long_words=False)
+        widest = max(widest, *map(len, heading.split("\n")))
+        needed += 2 + (min(widest, NARROW) if broken else widest)
         grid.add_column(
-            column,
-            justify="left" if left else "right",
-            no_wrap=number == 0,
+            heading,
+            justify="left" if number == 0 or broken else "right",
+            no_wrap=not broken,
             overflow="fold",
         )
     for row in rows:
         grid.add_row(*(Text(cell) for cell in row))
-    out().print(grid)
-    out().print()
+    console = out()
+    console.width = max(console.width, needed)
+    console.print(Text(title, style="italic"))
+    console.print(grid)
+    console.print()
 
 
 class Steps:

@@ -59,7 +59,7 @@ def _show_worst(worst: list[Record]) -> None:
     rows = [[e["layer"], e["fed"], e["file"], e["configuration"], size(e)] for e in worst]
     columns = ["layer", "fed", "file", "runtime", "largest error"]
     if rows:
-        table("nearest to failing", columns, rows, columns)
+        table("nearest to failing", columns, rows, ["fed", "runtime", "largest error"])
 
 
 def _show_bounds(file: str, artefacts: list[Record], int8: bool) -> None:
@@ -78,14 +78,14 @@ def _show_bounds(file: str, artefacts: list[Record], int8: bool) -> None:
         return part + ("!" if unlikely else "") if layer["passed"] else f"FAILED {part}"
 
     rows = [
-        [layer["layer"], layer["kind"], *(cell(a["layers"][number]) for a in artefacts)]
+        [layer["layer"], *(cell(a["layers"][number]) for a in artefacts)]
         for number, layer in enumerate(artefacts[0]["layers"])
         if not int8 or all(has_bound(a["layers"][number]) for a in artefacts)
     ]
     if not rows:
         return
     names = [a["configuration"] for a in artefacts]
-    table(f"{file}: error as a part of its bound", ["layer", "kind", *names], rows, ["kind"])
+    table(f"{file}: error as a part of its bound", ["layer", *names], rows)
     if any(cell.endswith("!") for row in rows for cell in row):
         say("!: beyond the probabilistic bound, which is a warning")
 
@@ -117,8 +117,10 @@ def _show_files(report: Record) -> None:
         return f"+{confusion['only this right']} -{confusion['only fp32 right']}"
 
     rows = []
+    first = report["artefacts"][0]
+    model, _, _ = first["file"].partition(f"-{first['precision']}")
     for artefact in report["artefacts"]:
-        name = [artefact["file"], artefact["configuration"]]
+        name = [artefact["file"].removeprefix(f"{model}-"), artefact["configuration"]]
         verdict = "ok" if artefact["passed"] else "FAILED"
         final = artefact.get("final")
         if final is None:
@@ -131,7 +133,8 @@ def _show_files(report: Record) -> None:
         accuracy = f"{final['accuracy']:.2%}"
         rows.append([*name, accuracy, size, equal, change(final), flips, verdict])
     columns = ["file", "runtime", "accuracy", "off by", "equal", "to fp32", "flips", ""]
-    table(f"final outputs, {report['test_images']:,} test images", columns, rows, ["runtime"])
+    title = f"final outputs of {model}, {report['test_images']:,} test images"
+    table(title, columns, rows, ["runtime"])
 
 
 def _steps(count: float) -> str:
