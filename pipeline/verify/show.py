@@ -117,10 +117,9 @@ def _show_files(report: Record) -> None:
         return f"+{confusion['only this right']} -{confusion['only fp32 right']}"
 
     rows = []
-    first = report["artefacts"][0]
-    model, _, _ = first["file"].partition(f"-{first['precision']}")
     for artefact in report["artefacts"]:
-        name = [artefact["file"].removeprefix(f"{model}-"), artefact["configuration"]]
+        file, precision = artefact["file"], artefact["precision"]
+        name = [file[file.rindex(precision) :], artefact["configuration"]]
         verdict = "ok" if artefact["passed"] else "FAILED"
         final = artefact.get("final")
         if final is None:
@@ -133,8 +132,7 @@ def _show_files(report: Record) -> None:
         accuracy = f"{final['accuracy']:.2%}"
         rows.append([*name, accuracy, size, equal, change(final), flips, verdict])
     columns = ["file", "runtime", "accuracy", "off by", "equal", "to fp32", "flips", ""]
-    title = f"final outputs of {model}, {report['test_images']:,} test images"
-    table(title, columns, rows, ["runtime"])
+    table(f"final outputs, {report['test_images']:,} test images", columns, rows, ["runtime"])
 
 
 def _steps(count: float) -> str:
