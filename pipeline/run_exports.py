@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .errors import UsageError
-from .precisions import LACKING, artefacts, refuse_without_file
+from .precisions import FORMATS, LACKING, artefacts, refuse_without_file
 from .run_folder import RunFolder
 
 
@@ -27,14 +27,21 @@ def lacking(run: RunFolder) -> frozenset[tuple[str, str]]:
 
 
 def exports_of(
-    run: RunFolder, formats: Sequence[str], precisions: Sequence[str]
+    run: RunFolder,
+    formats: Sequence[str],
+    precisions: Sequence[str],
+    possible: Sequence[str] = FORMATS,
 ) -> list[tuple[str, str]]:
-    """`artefacts` of a run. Raises UsageError for a precision that comes in none of the formats."""
+    """`artefacts` of a run. Raises UsageError for a precision that comes in none of the formats;
+    `possible` are those that could be asked for.
+    """
     refuse_without_file(formats, precisions)
     found = artefacts(formats, precisions, lacking(run))
     if "int8" in precisions and not any(precision == "int8" for precision, _ in found):
+        others = [kind for kind in possible if ("int8", kind) not in lacking(run)]
+        add = f"add {' or '.join(others)}, " if others else ""
         raise UsageError(
             f"int8 of run {run.name} has no C: {', '.join(in_float(run))} stayed in float",
-            "add onnx or tflite, give --precision fp32, or run 'pipeline quantize' for int8 alone",
+            f"{add}give --precision fp32, or run 'pipeline quantize' for int8 alone",
         )
     return found

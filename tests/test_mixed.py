@@ -196,6 +196,15 @@ def test_c_has_none(mixed: Path, command: list[str]) -> None:
     done = called(*command, "--run", "small", runs=mixed)
     assert done.returncode == 2
     assert f"int8 of run small has no C: {', '.join(IN_FLOAT)} stayed in float" in done.stderr
+    assert ("add onnx or tflite" in done.stderr) == ("pi-zero" not in command)
+
+
+@pytest.mark.slow
+def test_a_file_of_it_has_no_c(mixed: Path, tmp_path: Path) -> None:
+    file = str(mixed / "small" / "lenet5-classic-int8.onnx")
+    done = called("export", file, "--format", "c", "-o", str(tmp_path / "c"), runs=mixed)
+    assert done.returncode == 3
+    assert "a layer in float beside int8 ones" in done.stderr and not (tmp_path / "c").exists()
 
 
 @pytest.mark.slow

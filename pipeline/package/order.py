@@ -88,7 +88,8 @@ class Order:
 
     def of_run(self, run: RunFolder) -> Order:
         """Without C of what a run has none of. Raises UsageError where nothing is left."""
-        exports_of(run, self.formats, self.precisions)
+        possible = self.place.formats if self.place else FORMATS
+        exports_of(run, self.formats, self.precisions, possible)
         order = replace(self, lacking=lacking(run))
         order._refuse_without_c()
         return order

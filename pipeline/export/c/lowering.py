@@ -114,6 +114,11 @@ class Lowering:
     def _check(self, node: onnx.NodeProto, operators: Mapping[str, Rule]) -> None:
         """Raises BadInput for an operator, or a definition of one, that is not known."""
         name, shape = self._label(node), self.source.shapes[node.output[0]]
+        if node.op_type == "Sum" and len(node.input) == 1:  # how `export.onnx` marks it
+            raise BadInput(
+                f"{name}: a layer in float beside int8 ones, of which there is no C",
+                "give the ONNX file of fp32, or of int8 alone",
+            )
         if node.domain not in ("", "ai.onnx") or node.op_type not in operators:
             raise BadInput(
                 f"{name}: this operator is not known", f"known are {', '.join(sorted(operators))}"
