@@ -38,11 +38,6 @@ class TrainConfig:
     distortion: float = 1.0  # times the amounts in distortion.py, where `augment` is
 
 
-def option_of(setting: str) -> str:
-    """The option of `pipeline train` that gives this field of a TrainConfig."""
-    return "--lr" if setting == "learning_rate" else f"--{setting.replace('_', '-')}"
-
-
 @dataclass(frozen=True)
 class Epoch:
     """What one epoch came to; accuracies in [0, 1].

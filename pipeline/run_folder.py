@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import secrets
+import shlex
 import shutil
 import time
 from collections.abc import Iterator
@@ -20,25 +21,13 @@ from typing import Any
 
 from .errors import BadInput, Missing, UsageError, unknown
 from .files import digest_of, replace_folder, replacing, write_atomically
-from .precisions import FORMATS, USUAL
+from .mending import artefact_name, command_for
 
 RECORD = "run.json"
 CHECKPOINT = "checkpoint.safetensors"
 METRICS = "metrics.jsonl"
 EVENTS = "tensorboard"  # a folder
 SCHEMA = 1
-FOLDERS = ("c",)  # kinds of artefacts that are folders
-OF_COMMANDS = {  # what a command of its own makes
-    "verify.json": "verify",
-    "self-check.json": "verify --self-check",
-    "bench.json": "bench",
-    "evaluation.json": "evaluate",
-    "calibration.json": "calibrate",
-    "sensitivity.json": "sensitivity",
-    "report.html": "report",
-    "report.json": "report",
-    "model-card.md": "report --model-card",
-}
 NEW, REPLACED, UNCHANGED = "new", "replaced", "unchanged"  # what a plan says of a file
 ENTRY = {"sha256", "bytes", "config", "inputs", "made", "facts"}  # what is known of an artefact
 
@@ -135,41 +124,9 @@ class RunFolder:
             ) from error
 
     def mending_command(self, filename: str) -> str:
-        """The command that makes this artefact anew."""
-        if filename.endswith(("-fp32.pt2", ".safetensors")):
-            command = "train --overwrite"
-            if "training" in self.record:
-                config = self.record["training"]["config"]
-                command += f" --model {config['model']} --dataset {config['dataset']}"
-        elif filename.endswith("-int8.pt2"):
-            config = self.record["artefacts"].get(filename, {}).get("config", {})
-            command = "train --qat" if "qat" in config else "quantize"
-            if config.get("max_drop") is not None:
-                command += f" --mixed --max-drop {config['max_drop']:g}"
-            command += "".join(f" --keep {name}" for name in config.get("keep", ()))
-        elif filename in OF_COMMANDS:
-            command = OF_COMMANDS[filename]
-        elif filename.endswith((".tar.gz", ".deb")):
-            config = self.record["artefacts"].get(filename, {}).get("config", {})
-            options = {name: config.get(name) for name in ("target", "os")}
-            options["format"] = "deb" if filename.endswith(".deb") else None
-            command = " ".join(["package", *(f"--{k} {v}" for k, v in options.items() if v)])
-        elif filename.startswith("device-"):
-            command = f"deploy {self.record['artefacts'][filename]['config']['host']}"
-        else:
-            folder, _, suffix = filename.rpartition("-")
-            stem, kind = (folder, suffix) if suffix in FOLDERS else filename.rsplit(".", 1)
-            precision = stem.removeprefix(f"{self.model}-")
-            # What is wrong with one export is mostly wrong with the others, too.
-            kinds = [
-                each
-                for each in FORMATS
-                if each == kind or self.artefact(precision, each) in self.record["artefacts"]
-            ]
-            command = "export"
-            command += f" --precision {precision}" if precision not in USUAL else ""
-            command += f" --format {','.join(kinds)}" if kind in FORMATS else ""
-        return f"run 'pipeline {command} --run {self.name}'"
+        """What to do to have this artefact made anew."""
+        words = ["pipeline", *command_for(self.record, filename), "--run", self.name]
+        return f"run '{shlex.join(words)}'"
 
     @property
     def training(self) -> dict[str, Any]:
@@ -194,7 +151,7 @@ class RunFolder:
 
     def artefact(self, precision: str, kind: str) -> str:
         """The file name MODEL-PRECISION.KIND; C is a folder, MODEL-PRECISION-c."""
-        return f"{self.model}-{precision}{'-' if kind in FOLDERS else '.'}{kind}"
+        return artefact_name(self.model, precision, kind)
 
     def entry(self, filename: str) -> dict[str, Any]:
         """What run.json says of an artefact. Raises Missing when it was never made."""

@@ -15,10 +15,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .checkpoint import Epoch, TrainConfig, option_of
+from .checkpoint import Epoch, TrainConfig
 from .data import Dataset, load_dataset
 from .errors import BadInput, UsageError, VerificationFailed
 from .files import write_atomically
+from .mending import option_of
 from .network import Network
 from .study import DATABASE, RESULT, Sweep, Trial, as_document, folder_of
 from .study_storage import need_optuna, reaching

@@ -89,8 +89,8 @@ def empty(path: Path) -> None:
     [
         ("lenet5-classic-fp32.pt2", "export", "pipeline train"),
         ("lenet5-classic-int8.pt2", "export", "pipeline quantize"),
-        ("lenet5-classic-int8.tflite", "verify", "pipeline export --format tflite"),
-        ("lenet5-classic-fp32.onnx", "describe", "pipeline export --format onnx"),
+        ("lenet5-classic-int8.tflite", "verify", "pipeline export --format onnx,tflite,c"),
+        ("lenet5-classic-fp32.onnx", "describe", "pipeline export --format onnx,tflite,c"),
         ("verify.json", "package", "pipeline verify"),
     ],
 )

@@ -1,14 +1,22 @@
 import json
 import os
+import shlex
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
+from pipeline.checkpoint import TrainConfig
+from pipeline.cli import main
+from pipeline.cli_options import training
 from pipeline.errors import BadInput, Missing, UsageError
 from pipeline.files import replacing, write_atomically
+from pipeline.quantization import Calibration
+from pipeline.quantization.training import FineTuning
 from pipeline.run_folder import RECORD, RunFolder
 
 FLOAT, INT8, ONNX = "lenet5-fp32.pt2", "lenet5-int8.pt2", "lenet5-int8.onnx"
+FLOAT_ONNX = "lenet5-fp32.onnx"
 TFLITE, BUNDLE, WEIGHTS = "lenet5-int8.tflite", "lenet5-bundle.tar.gz", "model.safetensors"
 CONFIG = {"seed": 0, "input_shape": (1, 28, 28)}
 
@@ -77,15 +85,55 @@ def test_an_artefact_that_cannot_be_used_names_its_command(filename, command, st
     assert f"run 'pipeline {command} --run trial'" in str(caught.value)
 
 
-def test_the_bundle_of_a_board_names_the_board(run):
-    config = {"target": "pi-4", "os": "trixie"}
-    make(run, "lenet5-pi-4-trixie-bundle.deb", config=config)
-    (run.path / "lenet5-pi-4-trixie-bundle.deb").unlink()
+BOARD = {"target": "pi-4", "os": "trixie", "wheels": True, "models": [ONNX], "c": ["lenet5-int8-c"]}
+
+
+@pytest.mark.parametrize(
+    ("filename", "config", "command"),
+    [
+        (
+            "lenet5-pi-4-trixie-bundle.deb",
+            BOARD,
+            "package --target pi-4 --os trixie --runtime onnx,c --precision int8 --wheelhouse "
+            "--format deb",
+        ),
+        (BUNDLE, {"models": [ONNX, TFLITE, FLOAT_ONNX], "c": ["lenet5-int8-c"]}, "package"),
+        (INT8, Calibration().config, "quantize"),
+        (
+            INT8,
+            Calibration(50, 3, "mse", bias_correction=True, max_drop=0.5).config,
+            "quantize --calibration-size 50 --calibration-seed 3 --observer mse --bias-correction "
+            "--mixed --max-drop 0.5",
+        ),
+        (INT8, Calibration(keep=("a", "b")).config, "quantize --keep a --keep b"),
+        (
+            INT8,
+            {"qat": asdict(FineTuning(epochs=2))},
+            "train --qat --epochs 2 --lr 0.0002 --seed 0",
+        ),
+    ],
+)
+def test_the_command_has_the_settings_that_the_artefact_was_made_with(filename, config, command):
+    run = RunFolder.create("trial", "lenet5")
+    make(run, filename, config=config)
+    (run.path / filename).unlink()
     with pytest.raises(Missing) as caught:
-        run.need("lenet5-pi-4-trixie-bundle.deb")
-    assert caught.value.mend == (
-        "run 'pipeline package --target pi-4 --os trixie --format deb --run trial'"
-    )
+        run.need(filename)
+    assert caught.value.mend == f"run 'pipeline {command} --run trial'"
+
+
+def test_the_training_is_made_again_as_it_was():
+    run = RunFolder.create("trial", "lenet5")
+    make(run, FLOAT)
+    config = TrainConfig("lenet5", "mnist", 3, 0.01, data_dir="some where", augment=True)
+    run.record["training"] = {"config": json.loads(json.dumps(asdict(config)))}
+    words = shlex.split(run.mending_command(FLOAT)[len("run '") : -1])
+    with main.make_context("pipeline", words[1:]) as context:
+        name, command, rest = main.resolve_command(context, words[1:])
+        assert (name, words[2]) == ("train", "--overwrite")
+        options = command.make_context(name, rest, parent=context).params
+    _, again, folder = training(options)
+    assert (again, folder) == (config, "trial")
 
 
 @pytest.mark.parametrize(
