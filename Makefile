@@ -57,12 +57,13 @@ emulators: .venv/installed
 test: install
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow and not emulated and not browser' --numprocesses 2 --dist loadfile
 
-# In the files' order: what has few tests, but long ones, would otherwise come last, beside nothing.
+# In the order of conftest.py, the longest files first: pytest-xdist would begin with those of most
+# tests, and end with one long one beside nothing.
 test-slow: install
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'slow or emulated or browser' --numprocesses 2 --dist loadfile \
 		--no-loadscope-reorder
 
-# The part of them that needs QEMU: every bundle on its boards.
+# The part of them in which every bundle runs on its boards; whole machines boot in the slow tests.
 test-emulated: install emulators
 	OMP_NUM_THREADS=1 $(BIN)/pytest -m emulated --numprocesses 2 --dist loadfile --no-loadscope-reorder
 

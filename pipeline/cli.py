@@ -90,9 +90,14 @@ def _fail(ctx: click.Context, error: BaseException | None, message: str, code: i
 
 def _misused(ctx: click.Context, error: click.UsageError) -> NoReturn:
     """Click's own complaint, as of a value that is no number, in one line."""
-    message = " ".join(error.format_message().split()).rstrip(".?")
-    place = error.ctx.command_path if error.ctx else f"pipeline {ctx.invoked_subcommand}"
-    told = UsageError(message[:1].lower() + message[1:], f"see '{place} --help'")
+    message, guess = error.format_message(), ""
+    if isinstance(error, click.NoSuchOption):
+        message = f"no such option {error.option_name!r}"
+        guess = f"did you mean {error.possibilities[0]!r}? " if error.possibilities else ""
+    message = " ".join(message.split()).rstrip(".")
+    words = [ctx.command_path, ctx.invoked_subcommand]
+    place = error.ctx.command_path if error.ctx else " ".join(filter(None, words))
+    told = UsageError(message[:1].lower() + message[1:], f"{guess}see '{place} --help'")
     _fail(ctx, error, str(told), told.exit_code)
 
 

@@ -46,7 +46,7 @@ def _show_mixed(tried: list[dict[str, Any]]) -> None:
         for each in tried
     ]
     columns = ["in float", "accuracy", "flips", "SQNR (dB)", ""]
-    table("layers in float, on validation images", columns, rows)
+    table("layers in float, on validation images", columns, rows, columns[:1])
     if not tried[-1]["layers"]:
         say("int8 is within --max-drop: no layer needs to stay in float")
 

@@ -12,6 +12,7 @@ from textwrap import fill
 from types import TracebackType
 from typing import Any
 
+from rich.cells import cell_len
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -19,7 +20,7 @@ from rich.text import Text
 
 from .checkpoint import Epoch
 
-NARROW = 12  # columns, of what can go on in the next line
+NARROWEST = 12  # a column of text that goes on in the next line
 
 
 class _Output(Console):
@@ -45,21 +46,22 @@ def table(
 ) -> None:
     """Print a table; the first column and those of `text` are aligned to the left.
 
-    What is `text` goes on in the next line where there is no room; nothing else is broken, and
-    nothing cut off: rather is the table wider than the terminal.
+    What is `text` and has several words goes on in the next line where there is no room. Nothing
+    else is broken, and nothing cut off: rather is the table wider than the terminal.
     """
     grid = Table(box=None, header_style="bold", pad_edge=False)
     needed = 0
     for number, column in enumerate(columns):
-        widest = max((len(row[number]) for row in rows), default=0)
-        broken = column in text
+        cells = [row[number] for row in rows]
+        widest = max(map(cell_len, cells), default=cell_len(column))
+        broken = column in text and any(" " in cell for cell in cells)
         # A heading of several words is as narrow as its numbers.
         heading = column if broken else fill(column, max(widest, 1), break_long_words=False)
-        widest = max(widest, *map(len, heading.split("\n")))
-        needed += 2 + (min(widest, NARROW) if broken else widest)
+        widest = max(widest, *map(cell_len, heading.split("\n")))
+        needed += 2 + (min(widest, NARROWEST) if broken else widest)
         grid.add_column(
-            heading,
-            justify="left" if number == 0 or broken else "right",
+            Text(heading),
+            justify="left" if number == 0 or column in text else "right",
             no_wrap=not broken,
             overflow="fold",
         )

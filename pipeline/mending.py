@@ -1,16 +1,17 @@
-"""The commands that make what is in a run again, with the settings that it was made with."""
+"""The commands that make what is in a run again, with the settings that its contents follow from.
+
+How something is measured, signed or shown is said anew by whoever gives the command.
+"""
 
 from __future__ import annotations
 
 from typing import Any
 
-from .precisions import FORMATS, PRECISIONS, USUAL
+from .precisions import FORMATS, PRECISIONS, USUAL, artefact_name
 
 Record = dict[str, Any]
 
-FOLDERS = ("c",)  # kinds of artefacts that are folders
 OF_COMMANDS = {  # what a command of its own makes
-    "verify.json": "verify",
     "self-check.json": "verify --self-check",
     "bench.json": "bench",
     "evaluation.json": "evaluate",
@@ -24,6 +25,7 @@ OF_TRAINING = (  # settings of TrainConfig that have a value of their own on the
     *("model", "dataset", "epochs", "batch_size", "learning_rate", "seed", "activation", "device"),
     *("weight_decay", "label_smoothing"),
 )
+IMAGES = 1000  # that verify takes where nothing is said
 OF_CALIBRATION = {  # settings of Calibration, their options, and what is not said
     "size": ("--calibration-size", 1000),
     "seed": ("--calibration-seed", 0),
@@ -34,11 +36,6 @@ OF_CALIBRATION = {  # settings of Calibration, their options, and what is not sa
 def option_of(setting: str) -> str:
     """The option of `pipeline train` that gives this field of a TrainConfig."""
     return "--lr" if setting == "learning_rate" else f"--{setting.replace('_', '-')}"
-
-
-def artefact_name(model: str, precision: str, kind: str) -> str:
-    """The file name MODEL-PRECISION.KIND; C is a folder, MODEL-PRECISION-c."""
-    return f"{model}-{precision}{'-' if kind in FOLDERS else '.'}{kind}"
 
 
 def training_options(config: Record) -> list[str]:
@@ -61,6 +58,8 @@ def command_for(record: Record, filename: str) -> list[str]:
         return ["train", "--overwrite", *_trained(record)]
     if filename.endswith("-int8.pt2"):
         return _quantized(config)
+    if filename == "verify.json":
+        return ["verify", *_verified(config)]
     if filename in OF_COMMANDS:
         return OF_COMMANDS[filename].split()
     if filename.endswith((".tar.gz", ".deb")):
@@ -89,9 +88,20 @@ def _quantized(config: Record) -> list[str]:
     if config.get("bias_correction") is not None:
         words.append("--bias-correction" if config["bias_correction"] else "--no-bias-correction")
     if config.get("max_drop") is not None:
-        words += ["--mixed", "--max-drop", f"{config['max_drop']:g}"]
+        words += ["--mixed", "--max-drop", str(config["max_drop"])]
     for name in config.get("keep", ()):
         words += ["--keep", name]
+    return words
+
+
+def _verified(config: Record) -> list[str]:
+    kinds = [kind for kind in FORMATS if kind in config.get("formats", ())]
+    precisions = [name for name in PRECISIONS if name in config.get("precisions", ())]
+    words = _named(kinds, precisions, "--format")
+    if config.get("images", IMAGES) != IMAGES:
+        words += ["--images", str(config["images"])]
+    if config.get("require"):
+        words += ["--require", ",".join(config["require"])]
     return words
 
 
@@ -100,26 +110,30 @@ def _packed(model: str, config: Record, filename: str) -> list[str]:
     for name in ("target", "os"):
         if config.get(name):
             words += [f"--{name}", config[name]]
-    files = [*config.get("models", ()), *config.get("c", ())]
-    pairs = [(p, k) for p in PRECISIONS for k in FORMATS if artefact_name(model, p, k) in files]
-    kinds = [kind for kind in FORMATS if kind in {k for _, k in pairs}]
-    precisions = list(dict.fromkeys(precision for precision, _ in pairs))
-    if kinds and kinds != list(FORMATS):
-        words += ["--runtime", ",".join(kinds)]
-    if precisions and precisions != list(USUAL):
-        words += ["--precision", ",".join(precisions)]
+    words += _chosen(model, [*config.get("models", ()), *config.get("c", ())], "--runtime")
     words += ["--wheelhouse"] if config.get("wheels") else []
     return words + (["--format", "deb"] if filename.endswith(".deb") else [])
 
 
 def _exported(record: Record, filename: str) -> list[str]:
-    model, there = record["model"], {*record["artefacts"], filename}
-    folder, _, suffix = filename.rpartition("-")
-    stem, kind = (folder, suffix) if suffix in FOLDERS else filename.rsplit(".", 1)
-    precision = stem.removeprefix(f"{model}-")
-    words = ["export", *(["--precision", precision] if precision not in USUAL else [])]
-    if kind not in FORMATS:
-        return words
-    # What is wrong with one export is mostly wrong with the others, too.
-    kinds = [each for each in FORMATS if artefact_name(model, precision, each) in there]
-    return [*words, "--format", ",".join(kinds)]
+    """Of all that is exported: what is wrong with one file is mostly wrong with the others, too."""
+    if filename.endswith(".pt2"):
+        precision = filename.removeprefix(f"{record['model']}-").removesuffix(".pt2")
+        return ["export", "--precision", precision]
+    return ["export", *_chosen(record["model"], [*record["artefacts"], filename], "--format")]
+
+
+def _chosen(model: str, files: list[str], formats: str) -> list[str]:
+    """The options that choose these files, where they are not what is chosen by default."""
+    pairs = [(p, k) for p in PRECISIONS for k in FORMATS if artefact_name(model, p, k) in files]
+    kinds = [kind for kind in FORMATS if kind in {k for _, k in pairs}]
+    precisions = list(dict.fromkeys(precision for precision, _ in pairs))
+    return _named(kinds, precisions, formats)
+
+
+def _named(kinds: list[str], precisions: list[str], formats: str) -> list[str]:
+    """Formats and precisions on the command line, where they are not the usual ones, or none."""
+    words = [formats, ",".join(kinds)] if kinds not in ([], list(FORMATS)) else []
+    if precisions not in ([], list(USUAL)):
+        words += ["--precision", ",".join(precisions)]
+    return words

@@ -9,18 +9,22 @@ from deploy.runner.contract import INTEGERS, PRECISIONS
 from .errors import UsageError
 
 __all__ = [
+    "FOLDERS",
     "FORMATS",
     "INTEGERS",
     "LACKING",
     "PRECISIONS",
     "SMALL_WEIGHTS",
     "USUAL",
+    "artefact_name",
     "artefacts",
+    "ending",
     "refuse_without_file",
     "with_a_file",
 ]
 
 FORMATS = ("onnx", "tflite", "c")
+FOLDERS = ("c",)  # formats that are folders
 USUAL = ("fp32", "int8")  # what is made where nothing is said
 SMALL_WEIGHTS = ("fp16", "dynamic")  # float programs with weights of fewer bits
 _AS_FP32 = "it would be as large as that of fp32"  # its weights would be made float32 again
@@ -32,6 +36,16 @@ LACKING = {
     ("int16x8", "c"): "its kernels are of int8 and float32",
 }
 _NAMES = {"onnx": "ONNX", "tflite": "TFLite", "c": "C"}
+
+
+def artefact_name(model: str, precision: str, kind: str) -> str:
+    """The file name MODEL-PRECISION.KIND; C is a folder, MODEL-PRECISION-c."""
+    return f"{model}-{precision}{'-' if kind in FOLDERS else '.'}{kind}"
+
+
+def ending(file: str, precision: str) -> str:
+    """A file's name without the model's, for tables of one run."""
+    return file[file.rindex(precision) :]
 
 
 def artefacts(

@@ -40,8 +40,9 @@ def exports_of(
     if "int8" in precisions and not any(precision == "int8" for precision, _ in found):
         others = [kind for kind in possible if ("int8", kind) not in lacking(run)]
         add = f"add {' or '.join(others)}, " if others else ""
+        again = f"run 'pipeline quantize --run {run.name}' for int8 alone"
         raise UsageError(
             f"int8 of run {run.name} has no C: {', '.join(in_float(run))} stayed in float",
-            f"{add}give --precision fp32, or run 'pipeline quantize' for int8 alone",
+            f"{add}give --precision fp32, or {again}",
         )
     return found

@@ -19,9 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from .errors import BadInput, Missing, UsageError, unknown
+from .errors import BadInput, Missing, UsageError, UserError, unknown
 from .files import digest_of, replace_folder, replacing, write_atomically
-from .mending import artefact_name, command_for
+from .mending import command_for
+from .precisions import artefact_name
 
 RECORD = "run.json"
 CHECKPOINT = "checkpoint.safetensors"
@@ -165,21 +166,23 @@ class RunFolder:
 
     def need(self, filename: str) -> Path:
         """The path of an artefact that is there, unchanged, and newer than all it came from."""
-        entry = self.entry(filename)
-        mend = self.mending_command(filename)
-        path = self.path / filename
+        entry, path = self.entry(filename), self.path / filename
+
+        def wrong(kind: type[UserError], what: str) -> UserError:
+            return kind(f"{path}: {what}", self.mending_command(filename))
+
         if not path.exists():
-            raise Missing(f"{path}: the file is gone", mend)
+            raise wrong(Missing, "the file is gone")
         if digest_of(path, entry.get("files")) != entry["sha256"]:
-            raise BadInput(
-                f"{path}: changed by hand or damaged (its SHA-256 is not the recorded one)", mend
+            raise wrong(
+                BadInput, "changed by hand or damaged (its SHA-256 is not the recorded one)"
             )
         for source, digest in entry["inputs"].items():
             if source not in self.record["artefacts"]:
-                raise BadInput(f"{path}: made from {source}, which the run has no more", mend)
+                raise wrong(BadInput, f"made from {source}, which the run has no more")
             self.need(source)
             if self.entry(source)["sha256"] != digest:
-                raise BadInput(f"{path}: made from an older {source} (stale)", mend)
+                raise wrong(BadInput, f"made from an older {source} (stale)")
         return path
 
     def is_current(self, filename: str, config: dict[str, Any]) -> bool:

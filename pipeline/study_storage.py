@@ -13,6 +13,7 @@ DRIVERS = {
     "psycopg": "psycopg[binary]",
     "psycopg2": "psycopg2-binary",
     "MySQLdb": "mysqlclient",
+    "mysql": "mysql-connector-python",
     "pymysql": "PyMySQL",
 }
 
@@ -48,12 +49,17 @@ def reaching(url: str) -> Iterator[str]:
         raise Interrupted(
             "interrupted; the finished trials are kept", "call it again to go on"
         ) from error
-    except (exc.NoSuchModuleError, ImportError) as error:
-        module = getattr(error.__cause__, "name", None)
-        package = DRIVERS.get(module or "", module)
+    except exc.NoSuchModuleError as error:
+        raise UsageError(
+            f"{shown}: no such kind of database is known",
+            "give postgresql://, mysql+pymysql:// or sqlite:///FILE",
+        ) from error
+    except ImportError as error:
+        lacking = error.__cause__ or error
+        package = DRIVERS.get(getattr(lacking, "name", None) or "")
         raise Missing(
-            f"{shown}: no driver of that database is installed",
-            f"run 'pip install {package}'" if package else "give postgresql:// or mysql+pymysql://",
+            f"{shown}: the driver of that database cannot be loaded ({first_line(lacking)})",
+            f"run 'pip install {package}'" if package else "install it",
         ) from error
     except (exc.OperationalError, optuna.exceptions.StorageInternalError) as error:
         cause = first_line(getattr(error, "orig", None) or error.__cause__ or error)

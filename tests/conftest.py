@@ -37,7 +37,7 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
 # What `trained` was made with.
 WHOLE = ["--model", "lenet5-classic", "--epochs", "30", "--batch-size", "32"]
 WHOLE += ["--run", "small", "--images", "64"]
-# Of the slow and the emulated ones.
+# The files that take longest, the longest first.
 LONGEST = (
     "test_readme",
     "test_machine",

@@ -6,6 +6,7 @@ In a user namespace of its own the kernel hands a board's programs to the emulat
 from __future__ import annotations
 
 import functools
+import importlib.util
 import json
 import os
 import shutil
@@ -21,6 +22,9 @@ from conftest import pipeline
 
 from pipeline.package.toolchain import BOARDS, QEMU, emulator
 
+NEEDS_ZIG = pytest.mark.skipif(
+    importlib.util.find_spec("ziglang") is None, reason="no ziglang: run 'make emulators'"
+)
 Bundle = Callable[[tuple[str, ...], Path], str]  # see `orders`
 DEBIAN = Path(sys.prefix) / "boards"  # where `make emulators` unpacks it
 MACHINES = {"qemu-aarch64": 183, "qemu-arm": 40}  # e_machine of ELF

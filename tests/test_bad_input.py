@@ -28,7 +28,11 @@ def one_line(stderr: str) -> str:
         (["train", "--epochs", "0"], 2, "--epochs 0; give 1 or more"),
         (["train", "--epochs", "x"], 2, "'x' is not a valid integer; see 'pipeline train --help'"),
         (["train", "--epochs"], 2, "requires an argument; see 'pipeline train --help'"),
-        (["train", "--epoch", "3"], 2, "no such option '--epoch'"),
+        (
+            ["train", "--epoch", "3"],
+            2,
+            "no such option '--epoch'; did you mean '--epochs'? see 'pipeline train --help'",
+        ),
         (["--verbose"], 2, "no such option '--verbose'; see 'pipeline --help'"),
         (["describe", "a.onnx", "b.onnx"], 2, "unexpected extra argument (b.onnx)"),
         (["train", "--batch-size", "0"], 2, "--batch-size 0"),
@@ -89,8 +93,8 @@ def empty(path: Path) -> None:
     [
         ("lenet5-classic-fp32.pt2", "export", "pipeline train"),
         ("lenet5-classic-int8.pt2", "export", "pipeline quantize"),
-        ("lenet5-classic-int8.tflite", "verify", "pipeline export --format onnx,tflite,c"),
-        ("lenet5-classic-fp32.onnx", "describe", "pipeline export --format onnx,tflite,c"),
+        ("lenet5-classic-int8.tflite", "verify", "pipeline export --run small"),
+        ("lenet5-classic-fp32.onnx", "describe", "pipeline export --run small"),
         ("verify.json", "package", "pipeline verify"),
     ],
 )
@@ -115,7 +119,7 @@ def test_an_artefact_older_than_its_program_is_refused(cli: Cli, runs: Path) -> 
     line = one_line(done.stderr)
     assert "made from an older" in line
     assert cli("quantize").returncode == 0
-    assert "'pipeline export --format onnx,tflite,c --run small'" in one_line(cli("verify").stderr)
+    assert "'pipeline export --run small'" in one_line(cli("verify").stderr)
 
 
 def test_int8_settings_that_no_longer_fit_are_told_as_those_of_before(cli: Cli, runs: Path) -> None:

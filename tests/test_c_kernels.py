@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import platform
 import re
 import shutil
@@ -12,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from emulation import NEEDS_ZIG
 
 import deploy
 from pipeline.errors import Missing
@@ -481,7 +481,7 @@ def test_kernels_compiled_by_clang(tmp_path: Path, name: str) -> None:
 
 
 @pytest.mark.emulated
-@pytest.mark.skipif(importlib.util.find_spec("ziglang") is None, reason="run 'make emulators'")
+@NEEDS_ZIG
 @pytest.mark.parametrize(("board", "name"), EMULATED)
 def test_kernels_of_boards(tmp_path: Path, board: str, name: str) -> None:
     try:

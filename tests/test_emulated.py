@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import struct
 import subprocess
@@ -12,7 +11,7 @@ from typing import Any
 
 import pytest
 from conftest import pipeline
-from emulation import said
+from emulation import NEEDS_ZIG, said
 
 from pipeline.data import load_dataset
 from pipeline.errors import Missing
@@ -27,9 +26,7 @@ CLASSIC_LIMIT = 140_000
 PRECISIONS = ("int8", "fp32")
 pytestmark = [
     pytest.mark.emulated,
-    pytest.mark.skipif(
-        importlib.util.find_spec("ziglang") is None, reason="no ziglang: run 'make emulators'"
-    ),
+    NEEDS_ZIG,
     pytest.mark.skipif(compiler() is None, reason="no C compiler, or no make"),
 ]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
 import shutil
 import struct
@@ -16,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import pipeline
-from emulation import said, within
+from emulation import NEEDS_ZIG, said, within
 
 from deploy.runner.contract import Contract
 from deploy.runner.scores import probabilities, real
@@ -35,9 +34,7 @@ from pipeline.verify.compiler import compiler
 
 pytestmark = [
     pytest.mark.emulated,
-    pytest.mark.skipif(
-        importlib.util.find_spec("ziglang") is None, reason="no ziglang: run 'make emulators'"
-    ),
+    NEEDS_ZIG,
     pytest.mark.skipif(compiler() is None, reason="no C compiler, or no make"),
 ]
 

@@ -4,14 +4,13 @@ release than this machine's, on which it does.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
-from emulation import Bundle, board_root, on_board, orders
+from emulation import NEEDS_ZIG, Bundle, board_root, on_board, orders
 
 BOARD = "pi-4"
 OLD = ("--runtime", "c", "--precision", "int8")
@@ -19,9 +18,7 @@ NEW = ("--os", "trixie", "--runtime", "c,onnx", "--wheelhouse")  # for Python 3.
 pytestmark = [
     pytest.mark.emulated,
     pytest.mark.timeout(1800),  # the first test of a board packs and installs
-    pytest.mark.skipif(
-        importlib.util.find_spec("ziglang") is None, reason="no ziglang: run 'make emulators'"
-    ),
+    NEEDS_ZIG,
 ]
 
 

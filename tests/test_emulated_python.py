@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
 import json
 import os
 import re
@@ -19,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import pipeline
-from emulation import board_root, on_board, within
+from emulation import NEEDS_ZIG, board_root, on_board, within
 
 from pipeline.data import load_dataset
 
@@ -33,9 +32,7 @@ AS_C = ["--runtime", "c", "--precision", "int8", "--top", "10"]
 pytestmark = [
     pytest.mark.emulated,
     pytest.mark.timeout(1200),  # the first test of a board packs and installs
-    pytest.mark.skipif(
-        importlib.util.find_spec("ziglang") is None, reason="no ziglang: run 'make emulators'"
-    ),
+    NEEDS_ZIG,
 ]
 
 Done = subprocess.CompletedProcess[str]

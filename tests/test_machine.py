@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
 
 import pytest
-from emulation import Bundle, orders
+from emulation import NEEDS_ZIG, Bundle, orders
 from machine import AS_PI, boot
 
 BOARD = "pi-4"
@@ -17,9 +16,7 @@ SERVED = ("--runtime", "c,tflite", "--precision", "int8", "--wheelhouse")
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.timeout(1800),  # of a slow machine
-    pytest.mark.skipif(
-        importlib.util.find_spec("ziglang") is None, reason="no ziglang: run 'make emulators'"
-    ),
+    NEEDS_ZIG,
 ]
 
 

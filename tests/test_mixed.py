@@ -32,6 +32,8 @@ SHAPE = (1, 8, 8)
 PIXELS = torch.randint(0, 256, (64, *SHAPE), dtype=torch.uint8, generator=torch.Generator())
 CHAIN = ["--keep", "linear_1", "--keep", "sigmoid_3", "--keep", "linear_2"]
 SOME = ["--keep", "conv2d", *CHAIN, "--observer", "minmax", "--no-bias-correction"]
+ALL = ["conv2d", "sigmoid", "avg_pool2d", "conv2d_1", "sigmoid_1", "avg_pool2d_1", "linear"]
+ALL += ["sigmoid_2", "linear_1", "sigmoid_3", "linear_2"]
 IN_FLOAT = ["conv2d", "linear_1", "sigmoid_3", "linear_2"]
 
 
@@ -81,22 +83,23 @@ def test_as_few_layers_stay_in_float_as_the_gate_needs() -> None:
     program = outlying()
     wanted = run(program, PIXELS)[0]
     data = Split(PIXELS, wanted.argmax(1))  # the float program is always right
-    costs = layers(quantize(program, PIXELS), wanted, data)
+    plain_int8 = quantize(program, PIXELS)
+    costs = layers(plain_int8, wanted, data)
     order = [each["layer"] for each in sorted(costs, key=rank)]
 
     def quantized(keep: object) -> fx.GraphModule:
         return quantize(program, PIXELS, keep=list(keep))  # type: ignore[call-overload]
 
-    module, tried = fewest(quantized, costs, wanted, data, max_drop=4.0)
+    module, tried = fewest(plain_int8, quantized, costs, wanted, data, max_drop=4.0)
     assert [len(each["layers"]) for each in tried] == [0, 1, 2]
     assert all(each["drop"] > 4 for each in tried[:-1]) and tried[-1]["drop"] <= 4
     # The value of the costliest is int8 unless the next one is in float, which alone costs least.
     assert tried[-1]["layers"] == [order[0], order[-1]] == list(in_float(module))
-    assert len(fewest(quantized, costs, wanted, data, max_drop=100.0)[1]) == 1
+    assert len(fewest(plain_int8, quantized, costs, wanted, data, max_drop=100.0)[1]) == 1
     with pytest.raises(
-        VerificationFailed, match="no choice of layers in float is within -1 points"
+        VerificationFailed, match="no layers in float that were tried bring int8 within -1 points"
     ):
-        fewest(quantized, costs, wanted, data, max_drop=-1.0)
+        fewest(plain_int8, quantized, costs, wanted, data, max_drop=-1.0)
 
 
 @pytest.mark.parametrize(
@@ -108,6 +111,8 @@ def test_as_few_layers_stay_in_float_as_the_gate_needs() -> None:
         (["--mixed", "--max-drop", "nan"], "give percentage points"),
         (["--keep", "lineer"], "did you mean 'linear'"),
         (["--keep", "linear,scores"], "unknown layer 'scores'"),
+        (["--keep", "sigmoid,sigmoid_1,sigmoid_2,sigmoid_3"], "keep the layer before or after"),
+        (["--keep", ",".join(ALL)], "names every layer: that is the fp32 program"),
         (["--keep", "avg_pool2d"], "it has no weights and stands between int8 values"),
     ],
 )

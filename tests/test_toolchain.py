@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+from emulation import NEEDS_ZIG
 
 from pipeline.errors import BadInput, Missing, UsageError
 from pipeline.package import toolchain
@@ -23,7 +24,6 @@ from pipeline.package.toolchain import (
 )
 
 MAKEFILE = "static:\n\t$(CC) $(CFLAGS) -static -s main.c -o classify\n"
-HAS_ZIG = importlib.util.find_spec("ziglang") is not None
 ANSWER = 42
 
 
@@ -143,7 +143,7 @@ def test_debians_gcc_compiles_for_a_board_as_zig_does(folder: Path, board: str) 
 
 
 @pytest.mark.emulated
-@pytest.mark.skipif(not HAS_ZIG, reason="no ziglang: run 'make emulators'")
+@NEEDS_ZIG
 def test_what_does_not_compile_is_one_line(folder: Path) -> None:
     (folder / "main.c").write_text("int main(void) { return nothing; }\n")
     with pytest.raises(BadInput, match="pi-4") as caught:
@@ -163,7 +163,7 @@ def test_a_folder_without_a_makefile_is_named(
 
 
 @pytest.mark.emulated
-@pytest.mark.skipif(not HAS_ZIG, reason="no ziglang: run 'make emulators'")
+@NEEDS_ZIG
 @pytest.mark.parametrize("board", BOARDS)
 def test_a_program_is_compiled_for_a_board_and_runs_as_there(folder: Path, board: str) -> None:
     try:
@@ -176,7 +176,7 @@ def test_a_program_is_compiled_for_a_board_and_runs_as_there(folder: Path, board
 
 
 @pytest.mark.emulated
-@pytest.mark.skipif(not HAS_ZIG, reason="no ziglang: run 'make emulators'")
+@NEEDS_ZIG
 def test_an_emulator_refuses_instructions_that_the_board_lacks(folder: Path) -> None:
     # Dot product (SDOT), which is of the Pi 5 alone.
     code = '__asm__ volatile(".inst 0x4e829400" ::: "v0");'

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..console import out, say, table
+from ..precisions import ending
 
 Record = dict[str, Any]
 
@@ -15,7 +16,7 @@ def show_evaluation(report: Record) -> None:
     """Artefacts, what int8 cost, challenges."""
     rows = [
         [
-            row["file"][row["file"].rindex(row["precision"]) :],
+            ending(row["file"], row["precision"]),
             row["configuration"].partition(" ")[0],
             f"{row['accuracy']:.2%}",
             "{:.2f} to {:.2f}".format(*(100 * end for end in row["interval"])),

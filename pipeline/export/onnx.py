@@ -18,6 +18,7 @@ from deploy.runner.quiet import quiet
 
 from ..errors import BadInput, first_line
 from ..program import aten, decomposed, fold, unpacked
+from .c.lowering import KEPT
 
 if TYPE_CHECKING:
     import onnx
@@ -127,7 +128,7 @@ def _keep_float_weights(graph: onnx.GraphProto) -> None:
                 source = producers.get(source.input[0])
             if source is not None and source.op_type == "DequantizeLinear":
                 kept = f"{node.input[0]}_of_{node.output[0]}"
-                nodes.append(onnx.helper.make_node("Sum", [node.input[0]], [kept], f"keep_{kept}"))
+                nodes.append(onnx.helper.make_node("Sum", [node.input[0]], [kept], f"{KEPT}{kept}"))
                 node.input[0] = kept
         nodes.append(node)
     del graph.node[:]

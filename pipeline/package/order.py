@@ -89,6 +89,7 @@ class Order:
     def of_run(self, run: RunFolder) -> Order:
         """Without C of what a run has none of. Raises UsageError where nothing is left."""
         possible = self.place.formats if self.place else FORMATS
+        possible = ("c",) if self.kind == "deb" else possible
         exports_of(run, self.formats, self.precisions, possible)
         order = replace(self, lacking=lacking(run))
         order._refuse_without_c()

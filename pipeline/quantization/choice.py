@@ -111,11 +111,12 @@ def mix(
         int8 = quantized(calibration.keep)
         return int8, [{"layers": list(in_float(int8)), **measured(int8, wanted, validation)}]
     assert calibration.max_drop is not None
-    costs = layers(quantize(program, pixels, observer), wanted, validation, on_step)
-    return fewest(quantized, costs, wanted, validation, calibration.max_drop)
+    plain = quantize(program, pixels, observer)
+    costs = layers(plain, wanted, validation, on_step)
+    return fewest(plain, quantized, costs, wanted, validation, calibration.max_drop)
 
 
-def refuse_to_keep(keep: Sequence[str], program: fx.GraphModule, pixels: Tensor) -> None:
+def _refuse_to_keep(keep: Sequence[str], program: fx.GraphModule, pixels: Tensor) -> None:
     """Raises UsageError for layers that cannot stay in float. Which can does not depend on the
     images, of which one is enough.
     """
@@ -154,10 +155,10 @@ def quantize_run(
     Without `calibration` the settings of the int8 program that is there are kept, and one that was
     trained is left as it is while its float program is. Calibrates on training images and chooses
     by validation images, never by test images. What was tried is kept in run.json. Raises
-    UsageError, Missing or BadInput.
+    UsageError, Missing, BadInput, or VerificationFailed as `fewest` does.
     """
     if calibration is not None:
-        return _quantized(run, calibration, on_step)
+        return _make(run, calibration, on_step)
     target = run.artefact("int8", "pt2")
     known = run.record["artefacts"].get(target, {}).get("config", {})
     if is_trained(run) and run.is_current(target, known):
@@ -165,7 +166,7 @@ def quantize_run(
     before = {key: known[key] for key in asdict(Calibration()) if key in known}
     before["keep"] = tuple(before.get("keep", ()))  # JSON's is a list
     try:
-        return _quantized(run, Calibration(**before), on_step)
+        return _make(run, Calibration(**before), on_step)
     except (UsageError, VerificationFailed) as error:
         raise type(error)(
             f"int8 was to be made as before, and cannot be: {error.message}",
@@ -173,7 +174,7 @@ def quantize_run(
         ) from error
 
 
-def _quantized(run: RunFolder, calibration: Calibration, on_step: OnStep) -> bool:
+def _make(run: RunFolder, calibration: Calibration, on_step: OnStep) -> bool:
     source, target = run.artefact("fp32", "pt2"), run.artefact("int8", "pt2")
     if calibration.size < 1:
         raise UsageError(f"--calibration-size {calibration.size}", "give 1 or more")
@@ -186,7 +187,7 @@ def _quantized(run: RunFolder, calibration: Calibration, on_step: OnStep) -> boo
     config = calibration.config | {"pipeline": __version__}
     path = run.need(source)
     if calibration.keep and not run.is_current(target, config):
-        refuse_to_keep(calibration.keep, load(path), torch.zeros(1, *run.input_shape).byte())
+        _refuse_to_keep(calibration.keep, load(path), torch.zeros(1, *run.input_shape).byte())
     if not run.wants(target, config=config):
         return False
     module = load(path)

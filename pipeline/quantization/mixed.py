@@ -53,6 +53,7 @@ def layers(
 
 
 def fewest(
+    plain: fx.GraphModule,
     quantized: Callable[[Sequence[str]], fx.GraphModule],
     costs: Tried,
     wanted: Tensor,
@@ -63,25 +64,32 @@ def fewest(
     `max_drop` percentage points less accurate than the float one. Returns it, and of each number of
     layers the best set: its layers, what `measured` tells, and its "drop"; the last one is within.
 
-    `quantized` makes the program with these layers in float, and `costs` are of `layers`. Of each
-    number SETS sets are tried: of up to 7 layers all. Raises VerificationFailed where all but one
-    are not enough.
+    `plain` is the program all in int8, `quantized` makes the one with these layers in float, and
+    `costs` are of `layers`. Of each number SETS sets are tried: of up to 7 layers all. Raises
+    VerificationFailed where none of them is enough.
     """
     order = [each["layer"] for each in sorted(costs, key=rank)]
     exact = accuracy(wanted, data.labels)
     tried: Tried = []
-    seen: list[list[str]] = []
+    seen: set[tuple[str, ...]] = set()
+
+    def fresh(count: int) -> Iterator[tuple[str, ...]]:
+        """The sets that put other layers in float than all before: not every layer can be alone."""
+        for names in itertools.combinations(order, count):
+            module = copy.deepcopy(plain)
+            keep_in_float(module, names)
+            kept = tuple(in_float(module))
+            if kept not in seen:
+                seen.add(kept)
+                yield names
+
     for count in range(len(order)):
         best: dict[str, Any] | None = None
-        for names in itertools.islice(itertools.combinations(order, count), SETS):
+        for names in itertools.islice(fresh(count), SETS):
             program = quantized(names)
-            kept = list(in_float(program))
-            if kept in seen:
-                continue  # nothing of a layer that was added can be float by itself
-            seen.append(kept)
             found = measured(program, wanted, data)
             drop = 100 * (exact - found["accuracy"])
-            found = {"layers": kept, "drop": drop, **found}
+            found = {"layers": list(in_float(program)), "drop": drop, **found}
             if drop <= max_drop + 1e-9:
                 return program, [*tried, found]
             best = max(best or found, found, key=rank)
@@ -89,8 +97,9 @@ def fewest(
             tried.append(best)
     best = min(tried, key=lambda each: float(each["drop"]))
     raise VerificationFailed(
-        f"no choice of layers in float is within {max_drop:g} points of fp32 on validation images: "
-        f"the best, {', '.join(best['layers']) or 'none of them'}, is {best['drop']:.2f} below",
+        f"no layers in float that were tried bring int8 within {max_drop:g} points of fp32 on "
+        f"validation images: the best, {', '.join(best['layers']) or 'none'}, is "
+        f"{best['drop']:.2f} below",
         "give a larger --max-drop, or ship fp32",
     )
 

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from ..console import say, table
-from ..precisions import INTEGERS, PRECISIONS
+from ..precisions import INTEGERS, PRECISIONS, ending
 from .compiler import MEND
 from .report import has_bound
 from .runtimes import kind_of
@@ -59,7 +59,7 @@ def _show_worst(worst: list[Record]) -> None:
     rows = [[e["layer"], e["fed"], e["file"], e["configuration"], size(e)] for e in worst]
     columns = ["layer", "fed", "file", "runtime", "largest error"]
     if rows:
-        table("nearest to failing", columns, rows, ["fed", "runtime", "largest error"])
+        table("nearest to failing", columns, rows, columns)
 
 
 def _show_bounds(file: str, artefacts: list[Record], int8: bool) -> None:
@@ -118,8 +118,7 @@ def _show_files(report: Record) -> None:
 
     rows = []
     for artefact in report["artefacts"]:
-        file, precision = artefact["file"], artefact["precision"]
-        name = [file[file.rindex(precision) :], artefact["configuration"]]
+        name = [ending(artefact["file"], artefact["precision"]), artefact["configuration"]]
         verdict = "ok" if artefact["passed"] else "FAILED"
         final = artefact.get("final")
         if final is None:

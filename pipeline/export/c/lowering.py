@@ -19,6 +19,8 @@ from ...reference import schema_of
 from .reading import Source
 from .values import Array, Layer, Program, Quantization, Value, plain, stored_shape
 
+KEPT = "keep_"  # begins the name of the Sum before a layer in float beside int8 ones: export.onnx
+
 
 @dataclass(frozen=True)
 class Real:
@@ -114,7 +116,7 @@ class Lowering:
     def _check(self, node: onnx.NodeProto, operators: Mapping[str, Rule]) -> None:
         """Raises BadInput for an operator, or a definition of one, that is not known."""
         name, shape = self._label(node), self.source.shapes[node.output[0]]
-        if node.op_type == "Sum" and len(node.input) == 1:  # how `export.onnx` marks it
+        if node.name.startswith(KEPT):
             raise BadInput(
                 f"{name}: a layer in float beside int8 ones, of which there is no C",
                 "give the ONNX file of fp32, or of int8 alone",
