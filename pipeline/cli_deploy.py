@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import shlex
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
-from .cli_options import JSON, PRECISION, RUN, order_of, print_json
+from .cli_options import JSON, PRECISION, RUN, given_options, order_of, print_json
 from .errors import UsageError, VerificationFailed
+
+if TYPE_CHECKING:
+    from .package import Order
+    from .run_folder import RunFolder
 
 
 @click.command()
@@ -41,8 +45,10 @@ def deploy(host: str | None, inventory: Path | None, **options: Any) -> None:
     """Copy a bundle to a device by ssh, install it, run doctor, selftest and bench there, and bring
     the report back into the run folder.
 
-    With --inventory all its devices get it through Ansible, one after another, until one fails;
-    its variables pipeline_target and pipeline_os say what each one is.
+    A bundle that was packed for the device before is taken as it is, with its wheels and
+    precisions, unless options say otherwise. With --inventory all its devices get it through
+    Ansible, one after another, until one fails; its variables pipeline_target and pipeline_os say
+    what each one is.
 
     \b
     Examples:
@@ -56,6 +62,17 @@ def deploy(host: str | None, inventory: Path | None, **options: Any) -> None:
         _deploy_fleet(inventory, options)
     else:
         _deploy_one(str(host), options)
+
+
+def _order(run: RunFolder, options: dict[str, Any], target: str, system: str | None) -> Order:
+    """What is asked for; where nothing is, as the bundle of the target that was packed before."""
+    from .package import Order
+
+    if not {"runtimes", "precisions", "wheelhouse"} & given_options().keys():
+        packed = Order.as_packed(run, target, system)
+        if packed is not None and packed.is_native:
+            return packed
+    return order_of(options, target, system)
 
 
 def _deploy_one(host: str, options: dict[str, Any]) -> None:
@@ -74,7 +91,7 @@ def _deploy_one(host: str, options: dict[str, Any]) -> None:
         target, found = detect(device)
         system = system or found
         say(f"{host} is a {target}{f' with {system}' if system else ''}")
-    order = order_of(options, target, system)
+    order = _order(run, options, target, system)
     python = not options["no_python"]
     installation = installation_of(run, order, python, options["prefix"], options["count"])
     archive = run.path / bundle_name(run, order.place)
@@ -127,7 +144,7 @@ def _deploy_fleet(inventory: Path, options: dict[str, Any]) -> None:
             raise UsageError(
                 f"{host}: nothing says what it is", f"give --target, or {TARGET} in the inventory"
             )
-        orders[host] = order_of(options, target, known.get(SYSTEM, options["system"]))
+        orders[host] = _order(run, options, target, known.get(SYSTEM, options["system"]))
         python = not options["no_python"]
         installation = installation_of(
             run, orders[host], python, options["prefix"], options["count"]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .precisions import FORMATS, PRECISIONS, USUAL, artefact_name
+from .precisions import FORMATS, PRECISIONS, USUAL, found_in
 
 Record = dict[str, Any]
 
@@ -110,7 +110,8 @@ def _packed(model: str, config: Record, filename: str) -> list[str]:
     for name in ("target", "os"):
         if config.get(name):
             words += [f"--{name}", config[name]]
-    words += _chosen(model, [*config.get("models", ()), *config.get("c", ())], "--runtime")
+    files = [*config.get("models", ()), *config.get("c", ())]
+    words += _named(*found_in(files, model), "--runtime")
     words += ["--wheelhouse"] if config.get("wheels") else []
     return words + (["--format", "deb"] if filename.endswith(".deb") else [])
 
@@ -120,15 +121,8 @@ def _exported(record: Record, filename: str) -> list[str]:
     if filename.endswith(".pt2"):
         precision = filename.removeprefix(f"{record['model']}-").removesuffix(".pt2")
         return ["export", "--precision", precision]
-    return ["export", *_chosen(record["model"], [*record["artefacts"], filename], "--format")]
-
-
-def _chosen(model: str, files: list[str], formats: str) -> list[str]:
-    """The options that choose these files, where they are not what is chosen by default."""
-    pairs = [(p, k) for p in PRECISIONS for k in FORMATS if artefact_name(model, p, k) in files]
-    kinds = [kind for kind in FORMATS if kind in {k for _, k in pairs}]
-    precisions = list(dict.fromkeys(precision for precision, _ in pairs))
-    return _named(kinds, precisions, formats)
+    there = {*record["artefacts"], filename}
+    return ["export", *_named(*found_in(there, record["model"]), "--format")]
 
 
 def _named(kinds: list[str], precisions: list[str], formats: str) -> list[str]:

@@ -19,6 +19,7 @@ __all__ = [
     "artefact_name",
     "artefacts",
     "ending",
+    "found_in",
     "refuse_without_file",
     "with_a_file",
 ]
@@ -41,6 +42,13 @@ _NAMES = {"onnx": "ONNX", "tflite": "TFLite", "c": "C"}
 def artefact_name(model: str, precision: str, kind: str) -> str:
     """The file name MODEL-PRECISION.KIND; C is a folder, MODEL-PRECISION-c."""
     return f"{model}-{precision}{'-' if kind in FOLDERS else '.'}{kind}"
+
+
+def found_in(files: Collection[str], model: str) -> tuple[list[str], list[str]]:
+    """The formats and the precisions of a model's artefacts among some files."""
+    pairs = [(p, k) for p in PRECISIONS for k in FORMATS if artefact_name(model, p, k) in files]
+    kinds, precisions = {k for _, k in pairs}, {p for p, _ in pairs}
+    return [k for k in FORMATS if k in kinds], [p for p in PRECISIONS if p in precisions]
 
 
 def ending(file: str, precision: str) -> str:

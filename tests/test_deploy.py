@@ -25,6 +25,8 @@ from pipeline.deployment.detect import target_of
 from pipeline.deployment.installation import latencies, reported
 from pipeline.deployment.show import show_device
 from pipeline.errors import BadInput, Missing, UsageError, VerificationFailed
+from pipeline.package import Order, package_run
+from pipeline.run_folder import RunFolder
 from pipeline.verify.compiler import compiler
 
 SSHD = shutil.which("sshd", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/sbin")
@@ -295,6 +297,19 @@ def test_a_dry_run_prints_the_commands_and_does_nothing(trained: Path) -> None:
     assert [command[0] for command in commands] == ["ssh", "scp", *["ssh"] * 4]
     assert all("pi@nowhere.invalid" in " ".join(command) for command in commands)
     assert (trained / "small" / "run.json").read_bytes() == record
+
+
+def test_what_was_packed_for_a_device_is_taken_as_it_is(
+    packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PIPELINE_RUNS_DIR", str(packed.parents[1]))
+    run = RunFolder.open("small")
+    order = Order.as_packed(run, "host", None)
+    assert order is not None and (order.formats, order.precisions) == (("c",), ("int8",))
+    before = packed.read_bytes()
+    assert not package_run(run, order)  # it is current
+    assert packed.read_bytes() == before
+    assert Order.as_packed(run, "pi-4", None) is None
 
 
 def test_a_dry_run_prints_json(trained: Path) -> None:

@@ -10,12 +10,12 @@ from deploy.runner.backends import BACKENDS
 from deploy.runner.contract import default_precision
 
 from ..errors import UsageError, unknown
-from ..precisions import FORMATS, LACKING, USUAL, artefacts, refuse_without_file
+from ..precisions import FORMATS, LACKING, USUAL, artefacts, found_in, refuse_without_file
 from ..run_exports import exports_of, lacking
 from ..run_folder import RunFolder
 from .archive import KINDS
 from .targets import ARCHITECTURES, DEFAULT, TARGETS, Place, place_of
-from .toolchain import cross_compiler
+from .toolchain import GCC, cross_compiler
 
 PACKED = ("onnx", "tflite")  # what a runtime reads as it is
 
@@ -85,6 +85,25 @@ class Order:
         order = cls(formats, tuple(precisions), place, wheels, kind, compiler)
         order._refuse_without_c()
         return order
+
+    @classmethod
+    def as_packed(cls, run: RunFolder, target: str, system: str | None) -> Order | None:
+        """That of the .tar.gz of a target that the run has, None where there is none."""
+        place = place_of(target, system)
+        entry = run.record["artefacts"].get(bundle_name(run, place))
+        if entry is None:
+            return None
+        config = entry["config"]
+        kinds, precisions = found_in([*config["models"], *config.get("c", ())], run.model)
+        by_gcc = place.target.board and "gcc" in config.get("compiler", "")
+        return cls.of(
+            kinds,
+            precisions,
+            target,
+            system,
+            config["wheels"],
+            compiler=GCC if by_gcc else None,
+        )
 
     def of_run(self, run: RunFolder) -> Order:
         """Without C of what a run has none of. Raises UsageError where nothing is left."""
