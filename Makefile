@@ -55,7 +55,8 @@ emulators: .venv/installed
 
 # Two processes of one thread each: two threads each would slow one another many times over.
 test: install
-	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow and not emulated and not browser' --numprocesses 2 --dist loadfile
+	OMP_NUM_THREADS=1 $(BIN)/pytest -m 'not slow and not emulated and not browser' --numprocesses 2 --dist loadfile \
+		--no-loadscope-reorder
 
 # In the order of conftest.py, the longest files first: pytest-xdist would begin with those of most
 # tests, and end with one long one beside nothing.

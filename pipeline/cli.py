@@ -110,7 +110,7 @@ def _told_elsewhere() -> bool:
     return not first_to_tell()
 
 
-@click.group(cls=Pipeline, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group("pipeline", cls=Pipeline, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="pipeline")
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 def main(debug: bool) -> None:
@@ -272,4 +272,4 @@ def describe(file: Path | None, run_name: str | None, as_json: bool) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(prog_name="pipeline")

@@ -37,7 +37,8 @@ Cli = Callable[..., subprocess.CompletedProcess[str]]
 # What `trained` was made with.
 WHOLE = ["--model", "lenet5-classic", "--epochs", "30", "--batch-size", "32"]
 WHOLE += ["--run", "small", "--images", "64"]
-# The files that take longest, the longest first.
+MARKS = ("slow", "emulated")  # of what takes long
+# The files of these that take longest, the longest first.
 LONGEST = (
     "test_readme",
     "test_machine",
@@ -71,10 +72,22 @@ def called(*arguments: str, runs: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.CompletedProcess(arguments, result.exit_code, result.stdout, result.stderr)
 
 
+@pytest.hookimpl(trylast=True)  # after what is not to run has been taken out
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The files that take longest come first, so that two processes end together."""
-    rank = {name: number for number, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
+    """The files that take longest come first, so that two processes end together; then one that
+    makes what is `trained`, and what needs no such thing, so that none waits for it.
+    """
+    functions = [item for item in items if isinstance(item, pytest.Function)]
+    needing = {item.path.stem for item in functions if "trained" in item.fixturenames}
+    slow = {item.path.stem for item in functions if not {*MARKS}.isdisjoint(item.keywords)}
+    rank = {name: number for number, name in enumerate(LONGEST) if name in slow}
+    first = min(needing - rank.keys(), default="")
+
+    def place(item: pytest.Item) -> tuple[int, bool]:
+        name = item.path.stem
+        return rank.get(name, len(LONGEST)), name in needing and name != first
+
+    items.sort(key=place)
 
 
 @pytest.fixture(scope="session")

@@ -33,7 +33,7 @@ def one_line(stderr: str) -> str:
             2,
             "no such option '--epoch'; did you mean '--epochs'? see 'pipeline train --help'",
         ),
-        (["--verbose"], 2, "no such option '--verbose'; see 'pipeline --help'"),
+        (["--verbose"], 2, "no such option '--verbose'; did you mean '--version'? see 'pipe"),
         (["describe", "a.onnx", "b.onnx"], 2, "unexpected extra argument (b.onnx)"),
         (["train", "--batch-size", "0"], 2, "--batch-size 0"),
         (["train", "--lr", "-1"], 2, "--lr -1"),

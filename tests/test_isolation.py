@@ -70,7 +70,10 @@ def only(laboratory: Laboratory) -> Subject:
 # --- Nothing is wrong -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("precision", [*PRECISIONS, *SMALL_WEIGHTS])
+@pytest.mark.parametrize(
+    "precision",
+    [*PRECISIONS, *(pytest.param(name, marks=pytest.mark.slow) for name in SMALL_WEIGHTS)],
+)
 def test_a_residual_network_passes_in_every_runtime(precision: str) -> None:
     made = exported_once(colours, precision)
     laboratory = judged(made, {"net.onnx": made.onnx, "net.tflite": made.tflite})

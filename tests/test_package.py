@@ -121,6 +121,7 @@ def test_a_bundle_is_made_again_with_another_waitress(
     assert "unchanged" not in cli(*OF_ONNX).stdout
 
 
+@pytest.mark.slow
 def test_a_bundle_is_made_again_by_another_compiler(
     packed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -350,6 +351,7 @@ def test_a_runtime_that_does_not_work_is_not_installed(bundle: Path, tmp_path: P
     assert install(bundle, "--no-python", prefix=tmp_path / "place").returncode == 0
 
 
+@pytest.mark.slow
 def test_without_numpy_its_package_is_named(bundle: Path, tmp_path: Path) -> None:
     with_runtime(bundle, "numpy.py", "raise ImportError('none here')")
     done = install(bundle, prefix=tmp_path / "place")

@@ -205,6 +205,7 @@ def test_a_weight_one_step_off_is_found(dynamic: Exported, monkeypatch: pytest.M
     assert subject.first_broken.layer.kind == "linear"
 
 
+@pytest.mark.slow
 def test_a_convolution_of_one_by_one_has_steps_for_each_pixel() -> None:
     made = exported_once(colours, "dynamic")
     laboratory = judged(made, {"net.tflite": made.tflite})
