@@ -20,8 +20,8 @@ from waitress.task import ErrorTask
 from .application import ALWAYS, Application, one_line, too_large
 from .classifier import Classifier
 
-# One picture at a time is classified anyway. Two workers that wait for Python's lock can come to wake
-# one another 850 times a request: 937 requests a second were 100 after 200,000 (glibc 2.36).
+# One picture at a time is classified anyway. Two workers that wait for Python's lock can come to
+# wake one another 850 times a request: 937 requests a second were 100 after 200,000 (glibc 2.36).
 THREADS = 1
 CONNECTIONS = 1500
 SILENCE = 30  # seconds without a byte after which a connection is closed
