@@ -67,7 +67,7 @@ def _show_mixed(tried: list[dict[str, Any]]) -> None:
     help="Take the mean error of each layer out of its bias. Default: both are tried.",
 )
 @click.option(
-    "--mixed", is_flag=True, help="Keep the fewest layers in float that bring it within --max-drop."
+    "--mixed", is_flag=True, help="Keep as few layers in float as bring it within --max-drop."
 )
 @click.option(
     "--max-drop",

@@ -227,6 +227,13 @@ def picture_model() -> onnx.ModelProto:
     return parsed(body, w=RANDOM.normal(0, 1, (3, 3, 3, 3)).astype(np.float32))
 
 
+def test_a_node_may_have_any_name() -> None:
+    named = picture_model()
+    for node in named.graph.node:
+        node.name = f"keep_{node.name}"  # as a Sum that keeps a layer in float is called
+    assert kinds(named) == kinds(picture_model())
+
+
 def test_no_name_of_a_model_clashes_with_one_of_the_runner() -> None:
     code = "\n".join(path.read_text() for path in SOURCES.glob("*.[ch]"))
     found = re.findall(r"\b([a-z]\w*)_(?:model|predict|predict_raw|selftest)\b", code)

@@ -99,6 +99,11 @@ BOARD = {"target": "pi-4", "os": "trixie", "wheels": True, "models": [ONNX], "c"
             "package --target pi-4 --os trixie --runtime onnx,c --precision int8 --wheelhouse "
             "--format deb",
         ),
+        (
+            "lenet5-pi-4-trixie-bundle.deb",
+            {"target": "pi-4", "os": "trixie"},
+            "package --target pi-4 --os trixie --format deb",
+        ),
         ("lenet5-fp32-c", {}, "export --format c --precision fp32"),
         (
             "verify.json",

@@ -116,7 +116,7 @@ class Lowering:
     def _check(self, node: onnx.NodeProto, operators: Mapping[str, Rule]) -> None:
         """Raises BadInput for an operator, or a definition of one, that is not known."""
         name, shape = self._label(node), self.source.shapes[node.output[0]]
-        if node.name.startswith(KEPT):
+        if node.op_type == "Sum" and node.name.startswith(KEPT):
             raise BadInput(
                 f"{name}: a layer in float beside int8 ones, of which there is no C",
                 "give the ONNX file of fp32, or of int8 alone",
