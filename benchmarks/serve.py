@@ -1,19 +1,21 @@
 """`runner serve` on loopback: requests a second, latency and memory, by request and clients.
 
-The clients run on the same processors, in Python: what it says is the least that the server does.
+The clients run on the same processors, in one thread (several would contend for Python's lock and
+measure that): what it says is the least that the server does.
 With `--soak` it asks for that many answers to one input and prints the memory after every tenth.
 """
 
 from __future__ import annotations
 
 import argparse
-import http.client
+import asyncio
 import io
 import json
+import re
 import subprocess
 import sys
-import threading
 import time
+import urllib.request
 from pathlib import Path
 
 import numpy as np
@@ -44,31 +46,30 @@ def load(
 ) -> tuple[float, list[float]]:
     """Requests a second, and each one's milliseconds. Any answer but 200 ends the program."""
     method, path, kind, body = asked
+    head = [f"{method} {path} HTTP/1.1", "Host: 127.0.0.1", f"Content-Length: {len(body)}"]
+    head += [f"Content-Type: {kind}"] if kind else []
+    request = "\r\n".join([*head, "", ""]).encode() + body
     times: list[float] = []
-    bad: list[int] = []
 
-    def client() -> None:
-        connection = http.client.HTTPConnection("127.0.0.1", port)
+    async def client() -> None:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
         for _ in range(max(1, count // clients)):
             begin = time.perf_counter()
-            connection.request(method, path, body, {"Content-Type": kind} if kind else {})
-            response = connection.getresponse()
-            response.read()
+            writer.write(request)
+            answer = await reader.readuntil(b"\r\n\r\n")
+            await reader.readexactly(int(re.findall(rb"(?i)\ncontent-length: (\d+)", answer)[0]))
             times.append((time.perf_counter() - begin) * 1000)
-            if response.status != 200:
-                bad.append(response.status)
-        connection.close()
+            if answer.split()[1] != b"200":
+                sys.exit(f"{path}: answered {answer.split()[1].decode()}")
+        writer.close()
+        await writer.wait_closed()
 
-    threads = [threading.Thread(target=client) for _ in range(clients)]
+    async def all_clients() -> None:
+        await asyncio.gather(*(client() for _ in range(clients)))
+
     begin = time.perf_counter()
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    elapsed = time.perf_counter() - begin
-    if bad:
-        sys.exit(f"{path}: answered {bad[0]}")
-    return len(times) / elapsed, times
+    asyncio.run(all_clients())
+    return len(times) / (time.perf_counter() - begin), times
 
 
 def memory_mb(process: int, which: str) -> float:
@@ -114,10 +115,8 @@ def main() -> None:
         if not line:
             sys.exit("the server did not start")
         port = int(json.loads(line)["url"].rstrip("/").rpartition(":")[2])
-        connection = http.client.HTTPConnection("127.0.0.1", port)
-        connection.request("GET", "/healthz")
-        health = json.loads(connection.getresponse().read())
-        connection.close()
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz") as answer:
+            health = json.load(answer)
         print(f"{health['model']} {health['precision']}, {health['runtime']}")
         asked = requests_of(health["input_shape"])
         if args.soak:

@@ -395,6 +395,32 @@ def test_unfinished_requests_take_no_more_than_some_memory(bands):
         assert served.end() == 0
 
 
+SCRIPTS = b"GET /page.js HTTP/1.1\r\n\r\n" * 300
+
+
+def test_what_is_asked_at_once_is_answered_in_order(bands_served):
+    script = get(bands_served, "page.js")
+    with bands_served.connect() as connection, connection.makefile("rb") as answers:
+        connection.sendall(SCRIPTS + b"".join(post("bottom")))
+        for _ in range(300):
+            assert answers.readline() == b"HTTP/1.1 200 OK\r\n"
+            head = http.client.parse_headers(answers)
+            assert answers.read(int(head["Content-Length"])) == script
+        assert b"200 OK" in answers.readline()
+
+
+def test_who_reads_no_answer_is_let_go(bands):
+    with serving(bands, impatient=True) as served:
+        files = Path(f"/proc/{served.process.pid}/fd")
+        before = len(list(files.iterdir()))
+        with served.connect() as connection:
+            connection.sendall(SCRIPTS)
+            assert json.loads(get(served))["status"] == "ok"
+            while len(list(files.iterdir())) > before:  # until the server has closed it
+                time.sleep(0.1)
+        assert served.end() == 0
+
+
 def test_systemd_is_told_how_it_is(bands, tmp_path):
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as told:
         told.bind(str(tmp_path / "n"))

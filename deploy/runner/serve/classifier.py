@@ -39,7 +39,6 @@ class Classifier:
     def __init__(self, model: Model) -> None:
         self._model = model
         self._lock = threading.Lock()
-        self._since: float | None = None
 
     def describe(self) -> dict[str, Any]:
         """What /healthz says of the model."""
@@ -55,11 +54,6 @@ class Classifier:
             "layers": isinstance(self._model.session, CSession),
         }
 
-    def seconds_busy(self) -> float:
-        """For how long the present picture has been in work; 0 where there is none."""
-        since = self._since
-        return time.monotonic() - since if since is not None else 0.0
-
     def answer(self, content: bytes, kind: str, layers: bool) -> Answer:
         """Classify a picture of any format that `images` reads, or, where its media type `kind` is
         RAW, the C x H x W bytes of the input. With `layers` the answer has what the network sees
@@ -68,11 +62,7 @@ class Classifier:
         Raises BadInput for what is no picture, Missing for a format that would need Pillow.
         """
         with self._lock:
-            self._since = time.monotonic()
-            try:
-                return self._answer(content, kind, layers)
-            finally:
-                self._since = None
+            return self._answer(content, kind, layers)
 
     def _answer(self, content: bytes, kind: str, layers: bool) -> Answer:
         contract = self._model.contract
