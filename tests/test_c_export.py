@@ -284,7 +284,7 @@ def test_a_golden_integer_is_never_near_a_half() -> None:
 
 
 @needs_compiler
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("precision", [pytest.param("fp32", marks=pytest.mark.slow), "int8"])
 def test_all_of_it_compiles_without_a_warning(
     trained: Path, tmp_path: Path, precision: str
 ) -> None:

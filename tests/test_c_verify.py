@@ -92,6 +92,7 @@ def laboratory(made: Exported, library: bytes) -> Laboratory:
 # --- Nothing is wrong -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_every_set_of_instructions_passes(laboratory: Laboratory, library: bytes) -> None:
     found = [subject.configuration for subject in laboratory.subjects]
     with Runtimes() as runtimes:
@@ -144,6 +145,7 @@ def test_a_hidden_layer_fails_with_the_one_that_it_is_judged_with(
     assert subject.first_broken is last
 
 
+@pytest.mark.slow
 def test_a_residual_network_passes(tmp_path: Path) -> None:
     made = exported_once(colours, "int8")
     model = onnx.load_from_string(made.onnx)

@@ -68,6 +68,7 @@ def left_in(root: Path) -> list[str]:
     return sorted(p for p in paths if not p.startswith("var") and not (root / p).is_dir())
 
 
+@pytest.mark.slow
 @needs_dpkg
 def test_a_deb_is_installed_and_removed_without_a_trace(make: Make, tmp_path: Path) -> None:
     package, root = make(), tmp_path / "root"
@@ -105,6 +106,7 @@ def test_a_deb_for_another_board_says_so_and_is_not_configured(
     assert "Status: install ok half-configured" in state
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("lintian") is None, reason="there is no lintian")
 def test_lintian_finds_no_errors_and_no_warnings(make: Make) -> None:
     done = subprocess.run(

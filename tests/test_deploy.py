@@ -299,6 +299,7 @@ def test_a_dry_run_prints_the_commands_and_does_nothing(trained: Path) -> None:
     assert (trained / "small" / "run.json").read_bytes() == record
 
 
+@pytest.mark.slow
 def test_what_was_packed_for_a_device_is_taken_as_it_is(
     packed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

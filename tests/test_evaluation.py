@@ -213,6 +213,7 @@ def test_coverage_is_what_a_threshold_leaves() -> None:
     assert rows[0.999]["accuracy"] is None
 
 
+@pytest.mark.slow
 def test_a_temperature_goes_into_what_is_exported_from_then_on(cli: Cli, runs: Path) -> None:
     training = ["train", "--model", "mlp", "--epochs", "3", "--run", "rough"]
     assert cli(*training).returncode == 0
