@@ -115,15 +115,17 @@ def main() -> None:
         if not line:
             sys.exit("the server did not start")
         port = int(json.loads(line)["url"].rstrip("/").rpartition(":")[2])
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz") as answer:
-            health = json.load(answer)
-        print(f"{health['model']} {health['precision']}, {health['runtime']}")
-        asked = requests_of(health["input_shape"])
-        if args.soak:
-            soak(port, server.pid, asked["raw input"], args.soak)
-        else:
-            table(port, server.pid, asked, args.count)
-        server.terminate()
+        try:
+            with urllib.request.urlopen(f"http://127.0.0.1:{port}/healthz") as answer:
+                health = json.load(answer)
+            print(f"{health['model']} {health['precision']}, {health['runtime']}")
+            asked = requests_of(health["input_shape"])
+            if args.soak:
+                soak(port, server.pid, asked["raw input"], args.soak)
+            else:
+                table(port, server.pid, asked, args.count)
+        finally:
+            server.terminate()
         if server.wait() != 0:
             sys.exit(f"the server ended with {server.returncode}")
 

@@ -12,13 +12,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
-# A server whose patience a test can wait for.
-IMPATIENT = """
+# A server whose patience a test can wait for, and which takes some time for a picture.
+CHANGED = """
 import sys
+import time
 from deploy.runner.__main__ import main
 from deploy.runner.serve import server
-server.SILENCE = server.PATIENCE = 1
-sys.exit(main(sys.argv[1:]))
+from deploy.runner.serve.classifier import Classifier
+patience, seconds = map(float, sys.argv[1:3])
+server.SILENCE = server.PATIENCE = patience
+answer = Classifier._answer
+Classifier._answer = lambda *given: (time.sleep(seconds), answer(*given))[1]
+sys.exit(main(sys.argv[3:]))
 """
 
 
@@ -42,10 +47,14 @@ class Served:
 
 @contextmanager
 def serving(
-    bundle: Path, *options: str, impatient: bool = False, **environment
+    bundle: Path, *options: str, changed: tuple[float, float] | None = None, **environment
 ) -> Iterator[Served]:
-    """The bundle's own runner.pyz; where `impatient`, the runner of this checkout."""
-    program = ["-c", IMPATIENT] if impatient else ["-I", str(bundle / "runner.pyz")]
+    """The bundle's own runner.pyz; where `changed`, which are seconds of patience and for one
+    picture, the runner of this checkout.
+    """
+    program = ["-I", str(bundle / "runner.pyz")]
+    if changed:
+        program = ["-c", CHANGED, *map(str, changed)]
     where = ["--bundle", str(bundle), "--port", "0", "--json"]
     process = subprocess.Popen(
         [sys.executable, *program, "serve", *where, *options],

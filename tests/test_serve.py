@@ -304,8 +304,32 @@ def test_sigterm_in_the_middle_of_a_request_finishes_it(bands):
         assert served.process.wait(60) == 0
 
 
+def test_sigterm_finishes_what_waits(bands):
+    """Eight connections; but for the first picture none has been begun."""
+    labels = [list(BANDS)[i % 3] for i in range(8)]
+    with serving(bands, changed=(60, 0.3)) as served:
+        asking = [served.connect() for _ in labels]
+        for connection, label in zip(asking, labels, strict=True):
+            connection.sendall(b"".join(post(label)))
+        served.process.send_signal(signal.SIGTERM)
+        assert [reply(connection)[1]["label"] for connection in asking] == labels
+        assert served.process.wait(60) == 0
+
+
+def test_who_waits_for_an_answer_is_not_silent_and_others_are_received(bands):
+    with serving(bands, changed=(1, 0.5)) as served:
+        asking = [served.connect() for _ in range(6)]  # the last waits for three seconds
+        for connection in asking:
+            connection.sendall(b"".join(post("middle")))
+        with served.connect() as large:  # while a picture is in work
+            large.sendall(post(length=2_000_000)[0] + bytes(2_000_000))
+            assert [reply(connection)[1]["label"] for connection in asking] == ["middle"] * 6
+            assert reply(large)[0] == 422
+        assert served.end() == 0
+
+
 def test_slow_and_silent_ones_are_let_go_and_others_answered(bands):
-    with serving(bands, impatient=True) as served:
+    with serving(bands, changed=(1, 0)) as served:
         with served.connect() as silent, served.connect() as slow:
             slow.sendall(post()[0])
             ended = None
@@ -406,17 +430,21 @@ def test_what_is_asked_at_once_is_answered_in_order(bands_served):
             assert answers.readline() == b"HTTP/1.1 200 OK\r\n"
             head = http.client.parse_headers(answers)
             assert answers.read(int(head["Content-Length"])) == script
-        assert b"200 OK" in answers.readline()
+        assert answers.readline() == b"HTTP/1.1 200 OK\r\n"
+        head = http.client.parse_headers(answers)
+        assert json.loads(answers.read(int(head["Content-Length"])))["label"] == "bottom"
 
 
 def test_who_reads_no_answer_is_let_go(bands):
-    with serving(bands, impatient=True) as served:
+    with serving(bands, changed=(1, 0)) as served:
         files = Path(f"/proc/{served.process.pid}/fd")
         before = len(list(files.iterdir()))
         with served.connect() as connection:
             connection.sendall(SCRIPTS)
             assert json.loads(get(served))["status"] == "ok"
+            end = time.monotonic() + 30
             while len(list(files.iterdir())) > before:  # until the server has closed it
+                assert time.monotonic() < end
                 time.sleep(0.1)
         assert served.end() == 0
 

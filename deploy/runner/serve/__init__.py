@@ -58,7 +58,7 @@ def run(args: argparse.Namespace, model: Model) -> int:
             print(said if args.json else f"serving with {model.runtime}: {url}", flush=True)
 
         application = Application(classifier, token, args.max_bytes)
-        Server(application, listening, args.max_bytes).run(on_start)
+        Server(application, listening, args.max_bytes).run(classifier, on_start)
     return 0
 
 

@@ -39,6 +39,7 @@ class Classifier:
     def __init__(self, model: Model) -> None:
         self._model = model
         self._lock = threading.Lock()
+        self._since: float | None = None
 
     def describe(self) -> dict[str, Any]:
         """What /healthz says of the model."""
@@ -54,6 +55,11 @@ class Classifier:
             "layers": isinstance(self._model.session, CSession),
         }
 
+    def seconds_busy(self) -> float:
+        """For how long the present picture has been in work; 0 where there is none."""
+        since = self._since
+        return time.monotonic() - since if since is not None else 0.0
+
     def answer(self, content: bytes, kind: str, layers: bool) -> Answer:
         """Classify a picture of any format that `images` reads, or, where its media type `kind` is
         RAW, the C x H x W bytes of the input. With `layers` the answer has what the network sees
@@ -62,7 +68,11 @@ class Classifier:
         Raises BadInput for what is no picture, Missing for a format that would need Pillow.
         """
         with self._lock:
-            return self._answer(content, kind, layers)
+            self._since = time.monotonic()
+            try:
+                return self._answer(content, kind, layers)
+            finally:
+                self._since = None
 
     def _answer(self, content: bytes, kind: str, layers: bool) -> Answer:
         contract = self._model.contract
