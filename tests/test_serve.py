@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from struct import pack
+from types import SimpleNamespace
 from wsgiref.util import setup_testing_defaults
 from wsgiref.validate import validator
 
@@ -26,10 +27,12 @@ import pytest
 from PIL import Image
 from serving import serving
 from test_runner import BANDS, MODEL, banded, bundle_contents, golden, runner, write
+from waitress.adjustments import Adjustments
 
 from deploy.runner.backends import open_with
 from deploy.runner.serve.application import PAGE, Application
 from deploy.runner.serve.classifier import Classifier
+from deploy.runner.serve.server import Channel
 
 RAW = "application/octet-stream"
 MAX_BYTES = 100_000
@@ -273,6 +276,17 @@ def get(served, path="healthz"):
         return response.read()
 
 
+def test_the_loop_leaves_to_the_worker_what_it_is_sending():
+    ours, theirs = socket.socketpair()
+    with ours, theirs, ThreadPoolExecutor(1) as worker:
+        channel = Channel(SimpleNamespace(active_channels={}), ours, ("", 0), Adjustments(), {})
+        channel.total_outbufs_len = 1
+        assert channel.writable()
+        with channel.outbuf_lock:
+            assert not worker.submit(channel.writable).result()
+        assert worker.submit(channel.writable).result()
+
+
 def test_waitress_is_in_the_runner(bands):
     program = f"import sys; sys.path.insert(0, {str(bands / 'runner.pyz')!r}); "
     program += "import waitress.server; print(waitress.server.__file__)"
@@ -305,13 +319,18 @@ def test_sigterm_in_the_middle_of_a_request_finishes_it(bands):
 
 
 def test_sigterm_finishes_what_waits(bands):
-    """Eight connections; but for the first picture none has been begun."""
+    """Eight connections that have sent all, and that the server has not yet accepted."""
     labels = [list(BANDS)[i % 3] for i in range(8)]
     with serving(bands, changed=(60, 0.3)) as served:
+        idle = served.connect()
+        get(served)
+        served.process.send_signal(signal.SIGSTOP)
         asking = [served.connect() for _ in labels]
         for connection, label in zip(asking, labels, strict=True):
             connection.sendall(b"".join(post(label)))
+        idle.close()
         served.process.send_signal(signal.SIGTERM)
+        served.process.send_signal(signal.SIGCONT)
         assert [reply(connection)[1]["label"] for connection in asking] == labels
         assert served.process.wait(60) == 0
 
@@ -440,7 +459,7 @@ def test_who_reads_no_answer_is_let_go(bands):
         files = Path(f"/proc/{served.process.pid}/fd")
         before = len(list(files.iterdir()))
         with served.connect() as connection:
-            connection.sendall(SCRIPTS)
+            connection.sendall(SCRIPTS * 4)  # more answers than a socket takes
             assert json.loads(get(served))["status"] == "ok"
             end = time.monotonic() + 30
             while len(list(files.iterdir())) > before:  # until the server has closed it

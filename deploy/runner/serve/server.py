@@ -25,7 +25,7 @@ CONNECTIONS = 1500
 SILENCE = 30  # seconds without a byte, from the client or taken by it, that end a connection
 PATIENCE = 60  # seconds in which a request must have been sent
 GRACE = 20  # seconds for the requests that are there when the end comes
-HELD = 64 << 20  # bytes of unfinished requests, all together: beyond it the newest are let go
+HELD = 64 << 20  # bytes of requests, all together: beyond it the newest unfinished are let go
 STUCK = 60  # seconds for one picture after which the watchdog is no longer told that all is well
 
 
@@ -57,6 +57,13 @@ class Channel(HTTPChannel):  # type: ignore[misc]
         if self.request is not before:
             self.began = time.monotonic() if self.request is not None else None
         return taken
+
+    def write_soon(self, data: bytes) -> int:
+        """As in waitress; a client's silence begins when there is something for it to take."""
+        if not self.total_outbufs_len:
+            self.last_activity = time.time()
+        written: int = super().write_soon(data)
+        return written
 
     def writable(self) -> bool:
         """As in waitress, but for what the worker is about to send itself.
@@ -113,16 +120,19 @@ class Server:
                 notify("WATCHDOG=1")
                 told = time.monotonic()
         notify("STOPPING=1")
-        connected = -1
-        while connected != len(self._channels()):  # those that were when the signal came
-            connected = len(self._channels())
+        end = time.monotonic() + GRACE
+        come = True
+        while come and time.monotonic() < end:  # those that were connected when the signal came
+            known = self._channels()
             self._turn(0)
+            come = not set(self._channels()).issubset(known)
         self._server.del_channel(self._map)
         self._server.socket.close()
-        end = time.monotonic() + GRACE
         while self._channels() and time.monotonic() < end:
-            for channel in self._channels():
-                if not channel.busy:  # it would go on to ask
+            idle = [channel for channel in self._channels() if not channel.busy]
+            self._turn(0)  # reads what they had sent by then
+            for channel in idle:
+                if not channel.busy:  # else it would go on to ask
                     channel.handle_close()
             self._turn(0.1)
         self._server.task_dispatcher.shutdown()
@@ -138,7 +148,8 @@ class Server:
     def _turn(self, timeout: float) -> None:
         wasyncore.loop(timeout=timeout, use_poll=True, map=self._map, count=1)
         now, silent = time.monotonic(), time.time() - SILENCE
-        held = 0
+        whole = (request for channel in self._channels() for request in list(channel.requests))
+        held = sum(request.body_bytes_received for request in whole)
         for channel in self._channels():
             waits_for_us = channel.requests and not channel.total_outbufs_len
             if channel.last_activity < silent and not waits_for_us:
