@@ -42,7 +42,7 @@ def doctor(as_json: bool) -> None:
 @click.command()
 @click.argument("shell", metavar="bash|zsh|fish")
 def completion(shell: str) -> None:
-    """Print what completes commands and options in your shell.
+    """Print what completes commands, options and names in your shell.
 
     \b
     Examples:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,6 +77,33 @@ def shape_of(text: str | None) -> tuple[int, int, int] | None:
     return channels, height, width
 
 
+Completion = Callable[[click.Context, click.Parameter, str], list[str]]
+
+
+def completed(names: Callable[[], Iterable[str]]) -> Completion:
+    """What a shell proposes for a value; `names` is asked only then."""
+    return lambda _context, _parameter, begun: [n for n in names() if n.startswith(begun)]
+
+
+def _runs() -> Iterable[str]:
+    from .run_folder import known_runs
+
+    return known_runs()
+
+
+def _targets() -> Iterable[str]:
+    from .package.targets import TARGETS
+
+    return TARGETS
+
+
+def _systems() -> Iterable[str]:
+    from .package.targets import PYTHONS
+
+    return PYTHONS
+
+
+OF_RUNS, OF_TARGETS, OF_SYSTEMS = completed(_runs), completed(_targets), completed(_systems)
 SUBJECT = [
     click.option(
         "--model",
@@ -117,7 +144,13 @@ RECIPE = [
     click.option("--weight-decay", type=float, default=0.05, show_default=True),
     click.option("--label-smoothing", type=float, help="Default: the model's."),
     click.option("--distortion", type=float, help="How much of it, beside the usual 1."),
-    click.option("--run", "run_name", metavar="NAME", help="Default: MODEL-DATASET."),
+    click.option(
+        "--run",
+        "run_name",
+        metavar="NAME",
+        shell_complete=OF_RUNS,
+        help="Default: MODEL-DATASET.",
+    ),
 ]
 
 
@@ -201,7 +234,13 @@ def print_json(document: Any) -> None:
     click.echo(json.dumps(document, indent=1))
 
 
-RUN = click.option("--run", "run_name", metavar="NAME", help="The run (default: the newest).")
+RUN = click.option(
+    "--run",
+    "run_name",
+    metavar="NAME",
+    shell_complete=OF_RUNS,
+    help="The run (default: the newest).",
+)
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 DRY_RUN = click.option(
     "--dry-run", is_flag=True, help="Tell which files would be written, and write none."

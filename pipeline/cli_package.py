@@ -10,6 +10,8 @@ import click
 from .cli_options import (
     DRY_RUN,
     JSON,
+    OF_SYSTEMS,
+    OF_TARGETS,
     PRECISION,
     RUN,
     given_options,
@@ -22,8 +24,19 @@ from .errors import UsageError
 
 @click.command()
 @RUN
-@click.option("--target", metavar="BOARD", help="pi-zero, pi-32, pi-zero-2, pi-3 to pi-5, host.")
-@click.option("--os", "system", metavar="RELEASE", help="bookworm (default) or trixie.")
+@click.option(
+    "--target",
+    metavar="BOARD",
+    shell_complete=OF_TARGETS,
+    help="pi-zero, pi-32, pi-zero-2, pi-3 to pi-5, host.",
+)
+@click.option(
+    "--os",
+    "system",
+    metavar="RELEASE",
+    shell_complete=OF_SYSTEMS,
+    help="bookworm (default) or trixie.",
+)
 @click.option(
     "--runtime",
     "runtimes",

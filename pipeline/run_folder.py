@@ -38,6 +38,11 @@ def runs_root() -> Path:
     return Path(os.environ.get("PIPELINE_RUNS_DIR", "runs"))
 
 
+def known_runs() -> list[str]:
+    """The names of all runs."""
+    return sorted(record.parent.name for record in runs_root().glob(f"*/{RECORD}"))
+
+
 @dataclass
 class RunFolder:
     """A run on disk. `record` mirrors run.json; `commit` is its writer.
@@ -107,7 +112,7 @@ class RunFolder:
         else:
             path = runs_root() / name
             if not (path / RECORD).is_file():
-                raise unknown("run", name, sorted(record.parent.name for record in records))
+                raise unknown("run", name, known_runs())
         try:
             record = json.loads((path / RECORD).read_text())
             if record["schema"] != SCHEMA or not isinstance(record["artefacts"], dict):

@@ -69,13 +69,26 @@ def test_each_shell_has_its_completion(shell: str, cli: Cli) -> None:
         subprocess.run([program, "-n"], input=done.stdout, text=True, check=True)
 
 
-def test_bash_completes_a_command(tmp_path: Path) -> None:
-    asked = {"_PIPELINE_COMPLETE": "bash_complete", "COMP_WORDS": "pipeline com", "COMP_CWORD": "1"}
+@pytest.mark.parametrize(
+    ("words", "proposed"),
+    [
+        ("com", {"compare", "completion"}),
+        ("compare sm", {"small"}),
+        ("verify --run sm", {"small"}),
+        ("package --target pi-z", {"pi-zero", "pi-zero-2"}),
+        ("deploy --os t", {"trixie"}),
+    ],
+)
+def test_bash_completes_commands_and_names(words: str, proposed: set[str], tmp_path: Path) -> None:
+    (tmp_path / "small").mkdir()
+    (tmp_path / "small" / "run.json").write_text("{}")
+    asked = {"_PIPELINE_COMPLETE": "bash_complete", "PIPELINE_RUNS_DIR": str(tmp_path)}
+    asked |= {"COMP_WORDS": f"pipeline {words}", "COMP_CWORD": str(len(words.split()))}
     program = Path(sys.executable).parent / "pipeline"
     done = subprocess.run(
         [program], env=os.environ | asked, capture_output=True, text=True, check=False
     )
-    assert {line.partition(",")[2] for line in done.stdout.split()} == {"compare", "completion"}
+    assert {line.partition(",")[2] for line in done.stdout.split()} == proposed
 
 
 def test_another_shell_is_refused(cli: Cli) -> None:

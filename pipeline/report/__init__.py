@@ -134,10 +134,10 @@ def _drawings(facts: dict[str, Any], seen: Observations) -> dict[str, Any]:
         "challenges": figures.challenge_curves(challenges) if challenges else None,
         "fields": figures.receptive_fields(image, network["layers"]) if network else None,
         "curves": figures.learning_curves(facts["training"]["history"]),
-        "confusion": [
-            figures.confusion(each.confusion, seen.dataset.labels, precision)
-            for precision, each in seen.answers.items()
-        ],
+        "confusion": figures.confusions(
+            {precision: each.confusion for precision, each in seen.answers.items()},
+            seen.dataset.labels,
+        ),
         "activations": figures.histograms(seen.activations),
         "weights": figures.weights(seen.weights),
         "sensitivity": figures.sensitivity(sensitivity) if sensitivity else None,

@@ -39,7 +39,9 @@ def facts_of(run: RunFolder, seen: Observations) -> Record:
         try:
             record: Record = run.read_json(name)
         except (BadInput, Missing) as error:
-            failures.append({"what": error.message, "mend": error.mend})
+            failure = {"what": error.message, "mend": error.mend}
+            if failure not in failures:  # one file may be what several were made from
+                failures.append(failure)
             return None
         return record
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,16 +53,28 @@ def learning_curves(history: Sequence[Record]) -> Markup:
     )
 
 
-def confusion(counts: npt.NDArray[np.int64], labels: Sequence[str], precision: str) -> Markup:
+def confusions(counts: Mapping[str, npt.NDArray[np.int64]], labels: Sequence[str]) -> list[Markup]:
+    """A matrix for each precision, all in the colours of one scale."""
+    wrong = {name: each.astype(float) for name, each in counts.items()}
+    for mistakes in wrong.values():
+        np.fill_diagonal(mistakes, np.nan)
+    most = max([1.0, *(float(np.nan_to_num(each).max()) for each in wrong.values())])
+    return [_confusion(each, wrong[name], most, labels, name) for name, each in counts.items()]
+
+
+def _confusion(
+    counts: npt.NDArray[np.int64],
+    mistakes: npt.NDArray[np.float64],
+    most: float,
+    labels: Sequence[str],
+    precision: str,
+) -> Markup:
     """Rows are what images are, columns what they are taken for; colour is of the mistakes."""
     classes = len(labels)
-    mistakes = counts.astype(float)
-    np.fill_diagonal(mistakes, np.nan)
     side = min(7.0, 1.2 + 0.34 * classes)
     with styled():
         drawing = figure(side + 0.3, side)
         axes = drawing.subplots()
-        most = max(1.0, float(np.nan_to_num(mistakes).max()))
         axes.imshow(mistakes, cmap=MISTAKES, vmin=0, vmax=most)
         if classes <= 20:
             for row, column in np.ndindex(counts.shape):
@@ -91,14 +103,14 @@ def receptive_fields(image: npt.NDArray[np.uint8], layers: Sequence[Record]) -> 
     if not fields:
         return None
     with styled():
-        drawing = figure(3.6 + 1.6, 3.6)
+        drawing = figure(3.6 + 2.2, 3.6)
         axes = drawing.subplots()
         axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
         colours = [BLUE, ORANGE, GREEN, "#e69f00", "#cc79a7", "#56b4e9", "#f0e442"]
         for number, (rows, columns) in enumerate(fields):
             names = [e["name"] for e in layers if tuple(e["field"]) == (rows, columns)]
             corner = (width / 2 - columns / 2 - 0.5, height / 2 - rows / 2 - 0.5)
-            label = f"{rows}x{columns}: {', '.join(names[:3])}" + (", ..." if names[3:] else "")
+            label = f"{rows}x{columns}: {', '.join(names[:2])}" + (", ..." if names[2:] else "")
             colour = colours[number % len(colours)]
             axes.add_patch(
                 Rectangle(corner, columns, rows, fill=False, ec=colour, lw=2, label=label)
