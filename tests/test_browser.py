@@ -147,6 +147,8 @@ def test_a_file_is_uploaded(page, served, unpacked, tmp_path):
     page.set_input_files("#choose", tmp_path / "b.png")
     page.wait_for_selector("#answer.bad")
     assert page.locator("#answer").inner_text() == "b.png: not a picture that this browser reads"
+    assert page.locator("#latency").inner_text() == ""  # nothing is left of the other answer
+    assert page.locator(".best").count() == 0
     page.complaints.clear()  # Chromium may say so, too
     refuse_complaints(page, served.url)
 

@@ -31,7 +31,7 @@ from waitress.adjustments import Adjustments
 
 from deploy.runner.backends import open_with
 from deploy.runner.serve.application import PAGE, Application
-from deploy.runner.serve.classifier import Classifier
+from deploy.runner.serve.classifier import MAX_PIXELS, Classifier
 from deploy.runner.serve.server import Channel
 
 RAW = "application/octet-stream"
@@ -146,7 +146,7 @@ BAD = {
         422,
         "8000 x 6000",
     ),
-    "a small bomb": ("POST", "/predict", b"P5 2501 1000 255\n", "", 422, "2501 x 1000 pixels"),
+    "a small bomb": ("POST", "/predict", b"P5 2501 1000 255\n", "", 422, "too large: 2501 x 1000"),
     "raw of another size": ("POST", "/predict", bytes(783), RAW, 422, "the input has 784"),
     "too large": ("POST", "/predict", bytes(MAX_BYTES + 1), RAW, 413, f"longer than {MAX_BYTES}"),
     "layers": ("POST", "/predict?layers=2", bytes(784), RAW, 400, "layers is 0 or 1"),
@@ -206,6 +206,7 @@ def test_the_page_is_small_strict_and_alone(app):
     assert not re.search(r"\sstyle=|\son\w+=|<style|<script>", texts["/"])
     document = json.loads(texts["/openapi.json"])
     assert set(document["paths"]) == {"/predict", "/healthz", "/metrics"}
+    assert f"{MAX_PIXELS:,} pixels" in texts["/openapi.json"]
 
 
 def test_metrics_count(app):

@@ -22,6 +22,13 @@ PART = 1_000_000  # pixels whose float64 are there at a time: a Pi Zero 2 W has 
 _PNM_HEADER = re.compile(rb"\s+(?:#[^\n]*\n\s*)*")
 
 
+class _TooLarge(ValueError):
+    """More pixels than are read."""
+
+    def __init__(self, size: str, most: int) -> None:
+        super().__init__(f"{size}, and {most:,} pixels are the most")
+
+
 def decode(content: bytes, name: str, most: int = MAX_PIXELS) -> Pixels:
     """The picture in `content` as uint8 height x width x channels, with 1 or 3 channels.
 
@@ -45,6 +52,8 @@ def decode(content: bytes, name: str, most: int = MAX_PIXELS) -> Pixels:
             f"{name}: this picture format needs Pillow, which is not installed",
             "run 'pip install pillow', or give a PGM, PPM or .npy picture",
         ) from error
+    except _TooLarge as error:
+        raise BadInput(f"{name} is too large: {error}", "make it smaller") from error
     except Exception as error:  # decoders raise whatever the broken bytes led them to
         raise BadInput(
             f"{name}: not a picture that can be read ({error})",
@@ -58,9 +67,9 @@ def decode(content: bytes, name: str, most: int = MAX_PIXELS) -> Pixels:
 def _decode_npy(content: bytes, most: int) -> Pixels:
     array: npt.NDArray[Any] = np.load(io.BytesIO(content), allow_pickle=False)
     if array.dtype != np.uint8:
-        raise ValueError(f"expected uint8, found {array.dtype}")
+        raise ValueError(f"values must be uint8 and are {array.dtype}")
     if array.size > 3 * most:
-        raise ValueError(f"{array.shape}; {most} pixels are the most")
+        raise _TooLarge(" x ".join(map(str, array.shape)), most)
     return _with_channels(array)
 
 
@@ -87,7 +96,7 @@ def _decode_pnm(content: bytes, most: int) -> Pixels:
     if not 0 < maximum < 256:
         raise ValueError(f"maximum value {maximum}; 1 to 255 is read")
     if width * height > most:
-        raise ValueError(f"{width} x {height} pixels; {most} is the most")
+        raise _TooLarge(f"{width} x {height}", most)
     channels = 3 if content[1:2] in b"36" else 1
     count = width * height * channels
     if content[1:2] in b"23":
@@ -111,7 +120,7 @@ def _decode_with_pillow(content: bytes, most: int) -> Pixels:
         raise ValueError("neither PNG, JPEG nor another format that Pillow knows") from error
     with found as opened:
         if opened.width * opened.height > most:
-            raise ValueError(f"{opened.width} x {opened.height} pixels, at most {most}")
+            raise _TooLarge(f"{opened.width} x {opened.height}", most)
         picture = ImageOps.exif_transpose(opened)
         if picture.mode.startswith("I"):  # 16 bits a sample
             wide = np.asarray(picture, dtype=np.int64)

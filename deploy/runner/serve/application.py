@@ -119,7 +119,7 @@ class Application:
         if scheme.lower() != "bearer" or not right:
             raise Refused(
                 HTTPStatus.UNAUTHORIZED,
-                "a token is needed; send 'Authorization: Bearer TOKEN'",
+                "no token, or another one; send 'Authorization: Bearer TOKEN'",
                 ("WWW-Authenticate", "Bearer"),
             )
 

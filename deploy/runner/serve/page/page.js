@@ -65,6 +65,11 @@ async function ask(body) {
 function complain(message) {
   find("answer").className = "bad";
   find("answer").textContent = message;
+  for (const row of find("scores").children) fill(row, null, false); // an answer to another picture
+  find("latency").textContent = "";
+  find("input").width = find("input").width; // wipes it
+  find("input").setAttribute("aria-label", "Nothing");
+  find("inside").hidden = true;
 }
 
 const percent = (part) => `${(100 * part).toFixed(1)} %`;
@@ -75,10 +80,7 @@ function show(said, elapsed) {
   answer.textContent = said.blank ? "No ink found" : `${said.label} (${percent(said.probability)})`;
   const rows = find("scores").children;
   said.probabilities.forEach(({ label, probability }, i) => {
-    const row = rows[i] || addScore(label);
-    row.className = !said.blank && label === said.label ? "best" : "";
-    row.querySelector(".fill").style.width = said.blank ? "0" : percent(probability).replace(" ", "");
-    row.querySelector(".chance").textContent = said.blank ? "" : percent(probability);
+    fill(rows[i] || addScore(label), said.blank ? null : probability, label === said.label);
   });
   find("latency").textContent =
     `${said.latency_ms.toFixed(2)} ms in the network (${said.runtime}), ${elapsed.toFixed(0)} ms until it was here`;
@@ -86,6 +88,13 @@ function show(said, elapsed) {
   find("input").setAttribute("aria-label", `The input of the network, which answered ${answer.textContent}`);
   find("inside").hidden = !said.layers.length;
   find("layers").replaceChildren(...said.layers.map(figure));
+}
+
+// A row of the scores: `part` of the whole, null for none.
+function fill(row, part, best) {
+  row.className = best && part !== null ? "best" : "";
+  row.querySelector(".fill").style.width = part === null ? "0" : percent(part).replace(" ", "");
+  row.querySelector(".chance").textContent = part === null ? "" : percent(part);
 }
 
 function addScore(label) {
@@ -96,9 +105,9 @@ function addScore(label) {
     row.append(part);
   }
   row.firstChild.textContent = label;
-  const fill = document.createElement("div");
-  fill.className = "fill";
-  row.children[1].append(fill);
+  const bar = document.createElement("div");
+  bar.className = "fill";
+  row.children[1].append(bar);
   row.children[1].setAttribute("aria-hidden", "true");
   find("scores").append(row);
   return row;
