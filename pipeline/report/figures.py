@@ -42,7 +42,7 @@ def learning_curves(history: Sequence[Record]) -> Markup:
         error.set(xlabel="epoch", ylabel="error (%)", ylim=(0, 100))
         error.yaxis.set_major_locator(FixedLocator([0, 0.1, 1, 10, 100]))
         error.yaxis.set_major_formatter(FormatStrFormatter("%g"))
-        error.legend(fontsize=8, loc="upper right")
+        error.legend(fontsize=8, loc="lower right", bbox_to_anchor=(1, 1))  # above the curves
         for axes in (loss, error):
             axes.grid(visible=True)
     last = history[-1]
@@ -116,6 +116,7 @@ def receptive_fields(image: npt.NDArray[np.uint8], layers: Sequence[Record]) -> 
                 Rectangle(corner, columns, rows, fill=False, ec=colour, lw=2, label=label)
             )
         axes.set_axis_off()
+        axes.set_anchor("W")  # leaves the room to the legend
         axes.legend(loc="upper left", bbox_to_anchor=(1.02, 1), fontsize=8, borderaxespad=0)
     sizes = ", ".join(f"{rows}x{columns}" for rows, columns in fields)
     return svg(drawing, f"A test image and the receptive fields of its middle: {sizes} pixels.")
