@@ -141,7 +141,7 @@ def weights(found: dict[str, npt.NDArray[Any]]) -> Markup:
     def draw(axes: Axes, each: tuple[str, npt.NDArray[Any]]) -> None:
         name, values = each
         axes.hist(values.ravel(), bins=60, color=GREEN)
-        axes.set_title(name.removesuffix(".weight"), fontsize=9)
+        axes.set_title(name, fontsize=9)
 
     return _small(list(found.items()), draw, "weight", "Histograms of each layer's weights")
 

@@ -140,9 +140,11 @@ def _histograms(
 
 
 def _weights(module: fx.GraphModule) -> dict[str, Array]:
-    """Kernels and matrices by name, as trained."""
+    """Kernels and matrices by the layer that takes them, as trained."""
+    trained = dict(module.named_parameters())
     return {
-        name: value.detach().numpy()
-        for name, value in module.state_dict().items()
-        if name.endswith("weight") and value.dim() > 1
+        user.name: trained[node.target].detach().numpy()
+        for node in module.graph.nodes
+        if node.op == "get_attr" and node.target in trained and trained[node.target].dim() > 1
+        for user in node.users
     }
