@@ -10,13 +10,13 @@ import click
 
 from .cli_options import (
     JSON,
-    OF_SYSTEMS,
-    OF_TARGETS,
     PRECISION,
     RUN,
     given_options,
     order_of,
     print_json,
+    system_option,
+    target_option,
 )
 from .errors import UsageError, VerificationFailed
 
@@ -28,19 +28,8 @@ if TYPE_CHECKING:
 @click.command()
 @click.argument("host", required=False, metavar="[USER@]HOST")
 @RUN
-@click.option(
-    "--target",
-    metavar="BOARD",
-    shell_complete=OF_TARGETS,
-    help="As for package. Default: the device is asked.",
-)
-@click.option(
-    "--os",
-    "system",
-    metavar="RELEASE",
-    shell_complete=OF_SYSTEMS,
-    help="bookworm or trixie. Default: likewise.",
-)
+@target_option("As for package. Default: the device is asked.")
+@system_option("bookworm or trixie. Default: likewise.")
 @click.option("--runtime", "runtimes", default="auto", show_default=True, help="As for package.")
 @PRECISION
 @click.option("--wheelhouse", is_flag=True, help="Copy the wheels too: it needs no network there.")

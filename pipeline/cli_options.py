@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import click
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from .network import Network
     from .package import Order
     from .run_folder import RunFolder
+
+FC = TypeVar("FC", bound=Callable[..., Any] | click.Command)  # what click's options decorate
 
 
 def split(option: str, text: str, known: Sequence[str]) -> tuple[str, ...]:
@@ -77,33 +79,46 @@ def shape_of(text: str | None) -> tuple[int, int, int] | None:
     return channels, height, width
 
 
-Completion = Callable[[click.Context, click.Parameter, str], list[str]]
-
-
-def completed(names: Callable[[], Iterable[str]]) -> Completion:
-    """What a shell proposes for a value; `names` is asked only then."""
-    return lambda _context, _parameter, begun: [n for n in names() if n.startswith(begun)]
-
-
-def _runs() -> Iterable[str]:
+def runs_beginning(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[str]:
+    """The runs that a shell proposes."""
     from .run_folder import known_runs
 
-    return known_runs()
+    return _beginning(begun, known_runs())
 
 
-def _targets() -> Iterable[str]:
+def _targets(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[str]:
     from .package.targets import TARGETS
 
-    return TARGETS
+    return _beginning(begun, TARGETS)
 
 
-def _systems() -> Iterable[str]:
+def _systems(_context: click.Context, _parameter: click.Parameter, begun: str) -> list[str]:
     from .package.targets import PYTHONS
 
-    return PYTHONS
+    return _beginning(begun, PYTHONS)
 
 
-OF_RUNS, OF_TARGETS, OF_SYSTEMS = completed(_runs), completed(_targets), completed(_systems)
+def _beginning(begun: str, names: Iterable[str]) -> list[str]:
+    return [name for name in names if name.startswith(begun)]
+
+
+def run_option(which: str) -> Callable[[FC], FC]:
+    """--run; `which` is its help."""
+    return click.option(
+        "--run", "run_name", metavar="NAME", shell_complete=runs_beginning, help=which
+    )
+
+
+def target_option(which: str) -> Callable[[FC], FC]:
+    """--target; `which` is its help."""
+    return click.option("--target", metavar="BOARD", shell_complete=_targets, help=which)
+
+
+def system_option(which: str) -> Callable[[FC], FC]:
+    """--os; `which` is its help."""
+    return click.option("--os", "system", metavar="RELEASE", shell_complete=_systems, help=which)
+
+
 SUBJECT = [
     click.option(
         "--model",
@@ -144,13 +159,7 @@ RECIPE = [
     click.option("--weight-decay", type=float, default=0.05, show_default=True),
     click.option("--label-smoothing", type=float, help="Default: the model's."),
     click.option("--distortion", type=float, help="How much of it, beside the usual 1."),
-    click.option(
-        "--run",
-        "run_name",
-        metavar="NAME",
-        shell_complete=OF_RUNS,
-        help="Default: MODEL-DATASET.",
-    ),
+    run_option("Default: MODEL-DATASET."),
 ]
 
 
@@ -234,13 +243,7 @@ def print_json(document: Any) -> None:
     click.echo(json.dumps(document, indent=1))
 
 
-RUN = click.option(
-    "--run",
-    "run_name",
-    metavar="NAME",
-    shell_complete=OF_RUNS,
-    help="The run (default: the newest).",
-)
+RUN = run_option("The run (default: the newest).")
 JSON = click.option("--json", "as_json", is_flag=True, help="Print one JSON document.")
 DRY_RUN = click.option(
     "--dry-run", is_flag=True, help="Tell which files would be written, and write none."

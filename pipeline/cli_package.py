@@ -10,33 +10,22 @@ import click
 from .cli_options import (
     DRY_RUN,
     JSON,
-    OF_SYSTEMS,
-    OF_TARGETS,
     PRECISION,
     RUN,
     given_options,
     order_of,
     print_json,
     show_plan,
+    system_option,
+    target_option,
 )
 from .errors import UsageError
 
 
 @click.command()
 @RUN
-@click.option(
-    "--target",
-    metavar="BOARD",
-    shell_complete=OF_TARGETS,
-    help="pi-zero, pi-32, pi-zero-2, pi-3 to pi-5, host.",
-)
-@click.option(
-    "--os",
-    "system",
-    metavar="RELEASE",
-    shell_complete=OF_SYSTEMS,
-    help="bookworm (default) or trixie.",
-)
+@target_option("pi-zero, pi-32, pi-zero-2, pi-3 to pi-5, host.")
+@system_option("bookworm (default) or trixie.")
 @click.option(
     "--runtime",
     "runtimes",

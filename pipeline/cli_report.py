@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from .cli_options import DRY_RUN, JSON, OF_RUNS, RUN, print_json, show_plan
+from .cli_options import DRY_RUN, JSON, RUN, print_json, runs_beginning, show_plan
 from .errors import UsageError
 
 
@@ -86,7 +86,7 @@ def report(
 
 
 @click.command()
-@click.argument("names", nargs=-1, metavar="RUN RUN...", shell_complete=OF_RUNS)
+@click.argument("names", nargs=-1, metavar="RUN RUN...", shell_complete=runs_beginning)
 @JSON
 def compare(names: tuple[str, ...], as_json: bool) -> None:
     """Put runs of one data set side by side.

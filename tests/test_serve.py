@@ -445,14 +445,16 @@ SCRIPTS = b"GET /page.js HTTP/1.1\r\n\r\n" * 300
 def test_what_is_asked_at_once_is_answered_in_order(bands_served):
     script = get(bands_served, "page.js")
     with bands_served.connect() as connection, connection.makefile("rb") as answers:
-        connection.sendall(SCRIPTS + b"".join(post("bottom")))
-        for _ in range(300):
+
+        def following():
             assert answers.readline() == b"HTTP/1.1 200 OK\r\n"
             head = http.client.parse_headers(answers)
-            assert answers.read(int(head["Content-Length"])) == script
-        assert answers.readline() == b"HTTP/1.1 200 OK\r\n"
-        head = http.client.parse_headers(answers)
-        assert json.loads(answers.read(int(head["Content-Length"])))["label"] == "bottom"
+            return answers.read(int(head["Content-Length"]))
+
+        connection.sendall(SCRIPTS + b"".join(post("bottom")))
+        for _ in range(300):
+            assert following() == script
+        assert json.loads(following())["label"] == "bottom"
 
 
 def test_who_reads_no_answer_is_let_go(bands):

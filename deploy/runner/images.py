@@ -25,8 +25,8 @@ _PNM_HEADER = re.compile(rb"\s+(?:#[^\n]*\n\s*)*")
 class _TooLarge(ValueError):
     """More pixels than are read."""
 
-    def __init__(self, size: str, most: int) -> None:
-        super().__init__(f"{size}, and {most:,} pixels are the most")
+    def __init__(self, most: int, *size: int) -> None:
+        super().__init__(f"{' x '.join(map(str, size))}, and {most:,} pixels are the most")
 
 
 def decode(content: bytes, name: str, most: int = MAX_PIXELS) -> Pixels:
@@ -69,7 +69,7 @@ def _decode_npy(content: bytes, most: int) -> Pixels:
     if array.dtype != np.uint8:
         raise ValueError(f"values must be uint8 and are {array.dtype}")
     if array.size > 3 * most:
-        raise _TooLarge(" x ".join(map(str, array.shape)), most)
+        raise _TooLarge(most, *array.shape)
     return _with_channels(array)
 
 
@@ -96,7 +96,7 @@ def _decode_pnm(content: bytes, most: int) -> Pixels:
     if not 0 < maximum < 256:
         raise ValueError(f"maximum value {maximum}; 1 to 255 is read")
     if width * height > most:
-        raise _TooLarge(f"{width} x {height}", most)
+        raise _TooLarge(most, width, height)
     channels = 3 if content[1:2] in b"36" else 1
     count = width * height * channels
     if content[1:2] in b"23":
@@ -120,7 +120,7 @@ def _decode_with_pillow(content: bytes, most: int) -> Pixels:
         raise ValueError("neither PNG, JPEG nor another format that Pillow knows") from error
     with found as opened:
         if opened.width * opened.height > most:
-            raise _TooLarge(f"{opened.width} x {opened.height}", most)
+            raise _TooLarge(most, opened.width, opened.height)
         picture = ImageOps.exif_transpose(opened)
         if picture.mode.startswith("I"):  # 16 bits a sample
             wide = np.asarray(picture, dtype=np.int64)

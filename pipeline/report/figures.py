@@ -55,22 +55,19 @@ def learning_curves(history: Sequence[Record]) -> Markup:
 
 def confusions(counts: Mapping[str, npt.NDArray[np.int64]], labels: Sequence[str]) -> list[Markup]:
     """A matrix for each precision, all in the colours of one scale."""
-    wrong = {name: each.astype(float) for name, each in counts.items()}
-    for mistakes in wrong.values():
-        np.fill_diagonal(mistakes, np.nan)
-    most = max([1.0, *(float(np.nan_to_num(each).max()) for each in wrong.values())])
-    return [_confusion(each, wrong[name], most, labels, name) for name, each in counts.items()]
+    most = max([1, *(int((each - np.diag(each.diagonal())).max()) for each in counts.values())])
+    return [_confusion(each, labels, precision, most) for precision, each in counts.items()]
 
 
 def _confusion(
-    counts: npt.NDArray[np.int64],
-    mistakes: npt.NDArray[np.float64],
-    most: float,
-    labels: Sequence[str],
-    precision: str,
+    counts: npt.NDArray[np.int64], labels: Sequence[str], precision: str, most: int
 ) -> Markup:
-    """Rows are what images are, columns what they are taken for; colour is of the mistakes."""
+    """Rows are what images are, columns what they are taken for; colour is of the mistakes, of
+    which `most` is the strongest.
+    """
     classes = len(labels)
+    mistakes = counts.astype(float)
+    np.fill_diagonal(mistakes, np.nan)
     side = min(7.0, 1.2 + 0.34 * classes)
     with styled():
         drawing = figure(side + 0.3, side)

@@ -48,14 +48,14 @@ class Channel(HTTPChannel):  # type: ignore[misc]
     """A connection that knows since when the present request is being sent."""
 
     error_task_class = OneLine
-    began: float | None = None
+    began = 0.0
 
     def received(self, data: bytes) -> bool:
         """As in waitress."""
         before = self.request
         taken: bool = super().received(data)
         if self.request is not before:
-            self.began = time.monotonic() if self.request is not None else None
+            self.began = time.monotonic()
         return taken
 
     def write_soon(self, data: bytes) -> int:
@@ -155,7 +155,7 @@ class Server:
             if channel.last_activity < silent and not waits_for_us:
                 channel.handle_close()  # waitress' own timeout waits until the client reads
             elif channel.request is not None:
-                if channel.began is None or not channel.readable():
+                if not channel.readable():
                     channel.began = now  # it is not being read from
                 received = channel.request.body_bytes_received
                 if held + received > self._most or channel.began < now - PATIENCE:
