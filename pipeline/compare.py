@@ -17,12 +17,12 @@ def compare(runs: list[RunFolder]) -> list[dict[str, Any]]:
     """For each run and precision: accuracy with its 95 % interval, whether it is verified, bytes of
     the files that ship, and the lowest median latency measured here; None for what is not known.
 
-    Accuracies are of all test images, in the program. Raises UsageError for fewer than two runs, or
-    for runs of different test images, whose accuracies say nothing of one another; Missing,
-    BadInput.
+    Accuracies are of all test images, in the program. Raises UsageError for fewer than two runs,
+    the same one twice, or different test images, whose accuracies say nothing of one another;
+    Missing, BadInput.
     """
-    if len(runs) < 2:
-        raise UsageError("there is nothing to compare", "name two runs or more")
+    if len({run.name for run in runs}) < max(2, len(runs)):
+        raise UsageError("there is nothing to compare", "name two or more different runs")
     data = {run.training["dataset_sha256"] for run in runs}
     if len(data) > 1:
         names = ", ".join(f"{run.name}: {run.training['dataset_name']}" for run in runs)

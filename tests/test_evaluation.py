@@ -16,6 +16,7 @@ from conftest import Cli
 
 from deploy.runner.contract import Contract
 from deploy.runner.errors import BadInput
+from deploy.runner.images import prepare
 from deploy.runner.scores import probabilities
 from pipeline import evaluation, program
 from pipeline.data import load_dataset
@@ -28,6 +29,7 @@ from pipeline.evaluation.calibration import (
 from pipeline.evaluation.challenges import CHALLENGES, SEVERITIES, apply
 from pipeline.evaluation.paired import mcnemar
 from pipeline.evaluation.show import fragile
+from pipeline.run_folder import RunFolder
 
 
 @pytest.fixture(scope="module")
@@ -146,6 +148,30 @@ def test_another_data_set_must_have_the_same_classes(cli: Cli, tmp_path: Path) -
     assert done.returncode == 2 and "other classes" in done.stderr
 
 
+def test_other_pictures_become_pixels_as_the_runs_do(runs: Path, tmp_path: Path) -> None:
+    from PIL import Image
+
+    for label in "0123456789":
+        (tmp_path / "photos" / label).mkdir(parents=True)
+        for number in range(3):
+            picture = Image.new("L", (40, 40))
+            picture.paste(255, (3, 3, 9, 20 + number))
+            picture.save(tmp_path / "photos" / label / f"{number}.png")
+    run = RunFolder.open("small")
+    found = evaluation.other_data(run, str(tmp_path / "photos"))
+    pixels = np.zeros((40, 40, 1), np.uint8)
+    pixels[3:20, 3:9] = 255
+    wanted = prepare(pixels, run.input_shape, "glyph")
+    assert sum(np.array_equal(image, wanted) for image in found.train.images.numpy()) > 0
+
+
+def test_what_a_run_was_trained_on_is_not_what_it_is_tested_on(runs: Path) -> None:
+    run = RunFolder.open("small")
+    run.training["config"]["seed"] = 5
+    found = evaluation.other_data(run, "digits")
+    assert torch.equal(found.test.images, load_dataset("digits", (1, 28, 28), seed=5).test.images)
+
+
 def test_digits_are_a_data_set_like_another(cli: Cli, runs: Path) -> None:
     done = cli("evaluate", "--dataset", "digits", "--format", "onnx", "--json")
     assert done.returncode == 0, done.stderr
@@ -224,6 +250,10 @@ def test_a_temperature_goes_into_what_is_exported_from_then_on(cli: Cli, runs: P
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)["fp32"]
     assert found["temperature"] != 1.0 and found["after"] < found["before"]
+    evaluate = ["evaluate", "--run", "rough", "--format", "onnx", "--precision", "fp32", "--json"]
+    program, exported = json.loads(cli(*evaluate).stdout)["artefacts"]
+    assert program["calibration_error"] == pytest.approx(found["after"])
+    assert exported["calibration_error"] == pytest.approx(found["before"])  # it says so still
     assert cli(*export).returncode == 0
     contract = contract_in(runs / "rough" / "mlp-fp32.onnx")
     assert contract.temperature == found["temperature"]

@@ -184,8 +184,9 @@ def test_runs_are_put_side_by_side(cli: Cli) -> None:
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        ([], "name two runs"),
-        (["small"], "name two runs"),
+        ([], "name two or more"),
+        (["small"], "name two or more"),
+        (["small", "small"], "different runs"),
         (["small", "smal"], "did you mean 'small'"),
     ],
 )

@@ -52,7 +52,7 @@ def evaluate_run(
         raise UsageError(f"--max-drop {max_drop:g}", "give percentage points, as in 0.1")
     if images is not None and images < 1:
         raise UsageError(f"--images {images}", "give 1 or more")
-    dataset = dataset_of(run) if other is None else _other(run, other, seed)
+    dataset = dataset_of(run) if other is None else other_data(run, other)
     with Runtimes() as runtimes:
         found, skipped = artefacts_of(run, formats, precisions, runtimes)
         if other is None:
@@ -80,8 +80,10 @@ def evaluate_run(
     return report
 
 
-def _other(run: RunFolder, name: str, seed: int) -> Dataset:
-    dataset = load_dataset(name, run.input_shape, seed)
+def other_data(run: RunFolder, name: str) -> Dataset:
+    """Pictures as the run prepares them; what it was trained on is split as it was then."""
+    seed, preparation = run.training["config"]["seed"], run.training["preparation"]
+    dataset = load_dataset(name, run.input_shape, seed, preparation=preparation)
     labels = tuple(run.training["labels"])
     if dataset.labels != labels:
         raise UsageError(

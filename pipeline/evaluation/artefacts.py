@@ -16,7 +16,7 @@ from deploy.runner.contract import Contract
 from deploy.runner.scores import real
 
 from .. import program
-from ..export import contract_of
+from ..export import carried, contract_of
 from ..run_exports import exports_of
 from ..run_folder import RunFolder
 from ..verify import PROGRAM, content_of
@@ -73,7 +73,7 @@ def _exported(
     runtimes: Runtimes,
 ) -> Iterator[Artefact]:
     for _, kind in exports_of(run, formats, [precision]):
-        name = run.artefact(precision, kind)
+        name, own = run.artefact(precision, kind), carried(run, contract, kind)
         shipped = [c for c in JUDGED[kind] if c.shipped and not missing(c)]
         if not shipped:
             continue
@@ -82,8 +82,8 @@ def _exported(
             content, opened_as = built(content), LIBRARY
         for configuration in shipped:
             session = runtimes.open(configuration, content, opened_as)
-            scores = partial(_of_session, session, contract)
-            yield Artefact(name, configuration.name, precision, contract, scores)
+            scores = partial(_of_session, session, own)
+            yield Artefact(name, configuration.name, precision, own, scores)
 
 
 def _of_program(module: torch.fx.GraphModule, pixels: Array) -> Array:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 @dataclass(frozen=True)
 class Paired:
-    """Images that only the one and only the other decides rightly. `p` is McNemar's exact test: how
+    """Images that only the one and only the other decides rightly. `p` is McNemar's test: how
     likely a split as uneven as this is, were both equally good.
     """
 
@@ -22,13 +22,15 @@ class Paired:
 
 
 def mcnemar(first: npt.NDArray[Any], second: npt.NDArray[Any]) -> Paired:
-    """Of bool N: which images each decides rightly. Two-sided (McNemar 1947, by the binomial)."""
+    """Of bool N: which images each decides rightly. Two-sided (McNemar 1947): exact, by
+    the binomial, up to 1000 images that one alone decides rightly.
+    """
     one, other = int(np.sum(first & ~second)), int(np.sum(second & ~first))
     of = one + other
+    if of > 1000:  # 2**of is soon beyond a float
+        return Paired(one, other, _normal(one, other))
     tail = sum(math.comb(of, k) for k in range(min(one, other) + 1))
-    # Integers until here: 2**of is beyond a float for thousands of images.
-    p = min(1.0, 2 * tail / 2**of) if of <= 1000 else _normal(one, other)
-    return Paired(one, other, p)
+    return Paired(one, other, min(1.0, 2 * tail / 2**of))
 
 
 def _normal(one: int, other: int) -> float:

@@ -46,7 +46,7 @@ def cost(row: Record) -> str:
     verdict = "no evidence of a loss or gain" if p >= SURE else "a difference"
     return (
         f"int8 decides {lost} image{plural} wrongly that fp32 decides rightly, and {won} the other "
-        f"way: {verdict} (McNemar's exact test, p = {p:.2g})"
+        f"way: {verdict} (McNemar's test, p = {p:.2g})"
     )
 
 

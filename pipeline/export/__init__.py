@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import shutil
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -67,6 +68,14 @@ def contract_of(run: RunFolder, module: fx.GraphModule, precision: str) -> Contr
         pipeline_version=__version__,
         temperature=temperature_of(run, precision),
     )
+
+
+def carried(run: RunFolder, contract: Contract, kind: str) -> Contract:
+    """The contract of this precision as the exported file has it, made before or after
+    `pipeline calibrate` found what holds now.
+    """
+    source = run.artefact(contract.precision, "onnx" if kind == "c" else kind)  # C is made of ONNX
+    return replace(contract, temperature=run.entry(source)["config"].get("temperature", 1.0))
 
 
 def export_run(

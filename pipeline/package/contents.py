@@ -21,7 +21,7 @@ from deploy.runner.scores import probabilities, steps
 
 from .. import program
 from ..data import Dataset
-from ..export import contract_of
+from ..export import carried, contract_of
 from ..run_folder import RunFolder
 from .archive import INSTALL
 from .order import Order, install_name, package_name
@@ -80,7 +80,8 @@ def golden_vectors(
     images, truth = dataset.test.images[:GOLDEN_IMAGES], dataset.test.labels[:GOLDEN_IMAGES].numpy()
     for precision in order.precisions:
         module = program.load(run.need(run.artefact(precision, "pt2")))
-        contract = contract_of(run, module, precision)
+        kind = next(kind for name, kind in order.artefacts if name == precision)
+        contract = carried(run, contract_of(run, module, precision), kind)
         contracts[precision] = json.loads(contract.to_json())
         scores = program.run(module, images)[0].numpy()
         golden[precision] = steps(scores, contract.output) if contract.output else scores
