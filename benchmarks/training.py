@@ -73,6 +73,7 @@ def recipe(seed: int, images: Split, epochs: int) -> Iterator[nn.Module]:
         seed=seed,
         augment=True,
         label_smoothing=known.label_smoothing(),
+        weight_decay=known.weight_decay(),
     )
     state = make_state(network, config, images.images.shape[1:])
     loss_of = loss_function(network, config)

@@ -61,7 +61,7 @@ class State:
 
     network: nn.Module
     average: nn.Module  # the same network with the moving average of the weights
-    optimizer: torch.optim.Optimizer
+    optimizers: list[torch.optim.Optimizer]  # of one group of parameters each
     best: dict[str, Tensor] = field(default_factory=dict)  # the average's state, by validation
     history: list[Epoch] = field(default_factory=list)
 
@@ -98,8 +98,9 @@ def save(
         "average": state.average.state_dict(),
         "best": state.best,
     }
-    for index, moments in state.optimizer.state_dict()["state"].items():
-        parts[f"optimizer.{index}"] = moments
+    for number, optimizer in enumerate(state.optimizers):
+        for index, moments in optimizer.state_dict()["state"].items():
+            parts[f"optimizer.{number}.{index}"] = moments
     metadata = {
         "config": json.dumps(asdict(config)),
         "origin": json.dumps(origin),
@@ -138,24 +139,31 @@ def restore(state: State, content: bytes, history: list[Epoch]) -> None:
         start = f"{name}."
         return {key[len(start) :]: t for key, t in tensors.items() if key.startswith(start)}
 
+    another = BadInput(  # of another version of this program
+        "the checkpoint does not hold a state of this network", "train anew with --overwrite"
+    )
     try:
         state.network.load_state_dict(part("network"))
         state.average.load_state_dict(part("average"))
-    except RuntimeError as error:  # of another version of this program
-        raise BadInput(
-            "the checkpoint does not hold a state of this network", "train anew with --overwrite"
-        ) from error
-    # Moments take their parameter's memory layout: the fused kernel pairs them as they lie there.
-    moments: dict[int, dict[str, Tensor]] = {}
-    for number, parameter in enumerate(state.network.parameters()):
-        moments[number] = {
-            key: torch.empty_like(parameter.detach()).copy_(value)
-            if value.shape == parameter.shape and value.dim()
-            else value
-            for key, value in part(f"optimizer.{number}").items()
+    except RuntimeError as error:
+        raise another from error
+    unknown = set(part("optimizer"))
+    for number, optimizer in enumerate(state.optimizers):
+        # Moments take their parameter's memory layout: the fused kernel pairs them as they lie.
+        moments = {
+            index: {
+                key: torch.empty_like(parameter.detach()).copy_(value)
+                if value.shape == parameter.shape and value.dim()
+                else value
+                for key, value in part(f"optimizer.{number}.{index}").items()
+            }
+            for index, parameter in enumerate(optimizer.param_groups[0]["params"])
         }
-    groups = state.optimizer.state_dict()["param_groups"]
-    state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        unknown -= {f"{number}.{index}.{key}" for index in moments for key in moments[index]}
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    if unknown:
+        raise another
     state.best, state.history = part("best"), history
 
 

@@ -13,6 +13,7 @@ from .cli_options import (
     JSON,
     PRECISION,
     RUN,
+    SEED,
     chosen_of,
     print_json,
     show_plan,
@@ -33,7 +34,7 @@ from .errors import UsageError
 )
 @click.option("--challenges", is_flag=True, help="Also on images that are harder to recognise.")
 @click.option("--images", type=int, help="Of the challenges, at most. Default: all test images.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the challenges.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of the challenges.")
 @DRY_RUN
 @JSON
 def evaluate(

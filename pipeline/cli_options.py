@@ -119,6 +119,8 @@ def system_option(which: str) -> Callable[[FC], FC]:
     return click.option("--os", "system", metavar="RELEASE", shell_complete=_systems, help=which)
 
 
+SEED = click.IntRange(0, 2**32 - 1)  # that NumPy's and torch's generators tell apart
+
 SUBJECT = [
     click.option(
         "--model",
@@ -135,7 +137,7 @@ SUBJECT = [
     click.option("--activation", help="Another activation, where the model has a choice."),
     click.option("--input-shape", metavar="C,H,W", help="Where the class does not say."),
     click.option("--epochs", type=int, help="Default: by data set."),
-    click.option("--seed", type=int, default=0, show_default=True),
+    click.option("--seed", type=SEED, default=0, show_default=True),
     click.option(
         "--augment/--no-augment",
         default=None,
@@ -156,7 +158,7 @@ SUBJECT = [
 RECIPE = [
     click.option("--batch-size", type=int, help="Default: by data set."),
     click.option("--lr", type=float, help="Peak learning rate. Default: by model and batch size."),
-    click.option("--weight-decay", type=float, default=0.05, show_default=True),
+    click.option("--weight-decay", type=float, help="Default: the model's."),
     click.option("--label-smoothing", type=float, help="Default: the model's."),
     click.option("--distortion", type=float, help="How much of it, beside the usual 1."),
     run_option("Default: MODEL-DATASET."),
@@ -219,7 +221,7 @@ def training(options: dict[str, Any]) -> tuple[Network, TrainConfig, str]:
         data_dir=str(options["data_dir"]) if options["data_dir"] else None,
         augment=augment,
         label_smoothing=given("label_smoothing", network.label_smoothing()),
-        weight_decay=given("weight_decay", TrainConfig.weight_decay),
+        weight_decay=given("weight_decay", network.weight_decay()),
         distortion=given("distortion", TrainConfig.distortion),
     )
     check_settings(config)

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from .cli_options import DRY_RUN, JSON, RUN, given_options, print_json, show_plan
+from .cli_options import DRY_RUN, JSON, RUN, SEED, given_options, print_json, show_plan
 from .errors import UsageError
 
 
@@ -54,7 +54,7 @@ def _show_mixed(tried: list[dict[str, Any]]) -> None:
 @click.command()
 @RUN
 @click.option("--calibration-size", type=int, default=1000, show_default=True)
-@click.option("--calibration-seed", type=int, default=0, show_default=True)
+@click.option("--calibration-seed", type=SEED, default=0, show_default=True)
 @click.option(
     "--observer",
     default="auto",

@@ -59,7 +59,7 @@ def train(
     from .train_stage import assist
     from .workers import joined
 
-    with joined() as workers:
+    with joined(options["device"] != "cpu") as workers:
         if workers.first:
             _train(workers, resume, overwrite, tensorboard, dry_run, as_json, options)
             return
@@ -84,13 +84,15 @@ def _train(
     from .network import find_network
     from .run_folder import CHECKPOINT, METRICS, RunFolder
     from .train import choose_device
-    from .train_stage import WEIGHTS, train_run
+    from .train_stage import WEIGHTS, refuse_interrupted, train_run
 
     if resume:
         run = RunFolder.open(options["run_name"], dry_run)
         saved = checkpoint.read(run.path / CHECKPOINT)
         config = saved.config
         _refuse_other_settings(dataclasses.asdict(config), options)
+        if options["data_dir"] is not None:  # it may have moved: its contents are compared
+            config = dataclasses.replace(config, data_dir=str(options["data_dir"]))
         if config.device == "cuda" and choose_device("auto") != "cuda":
             raise Missing(
                 f"run {run.name} was begun on a CUDA device, and there is none here",
@@ -110,11 +112,8 @@ def _train(
                 f"run {name} is trained already",
                 "give another --run NAME, or --overwrite to train it anew",
             )
-        if (run.path / CHECKPOINT).is_file() and not overwrite:
-            raise UsageError(
-                f"run {name} has an interrupted training",
-                "give --resume to go on with it, or --overwrite to start anew",
-            )
+        if not overwrite:
+            refuse_interrupted(run)
     if dry_run:
         if workers.count > 1:
             raise UsageError("--dry-run under torchrun", "give it without torchrun")
@@ -148,12 +147,12 @@ def _train(
 def _refuse_other_settings(known: dict[str, Any], options: dict[str, Any]) -> None:
     """With --resume the settings are the checkpoint's; other ones are an error, not ignored."""
     names = {"lr": "learning_rate"}
-    said = given_options().keys() - {"run_name"}
+    said = given_options().keys() - {"run_name", "data_dir"}
     for option, value in options.items():
-        if option in ("data_dir", "input_shape"):
-            value = str(value) if option == "data_dir" else shape_of(value)
+        if option == "input_shape":
+            value = shape_of(value)
         stated = known.get(names.get(option, option))
-        if option in said and value != (tuple(stated) if isinstance(stated, list) else stated):
+        if option in said and value != stated:
             raise UsageError(
                 f"--{option.replace('_', '-')} {value}: the training to resume has {stated}",
                 "leave it out, or train without --resume",

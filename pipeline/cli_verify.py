@@ -14,6 +14,7 @@ from .cli_options import (
     JSON,
     PRECISION,
     RUN,
+    SEED,
     chosen_of,
     flags,
     given_options,
@@ -35,7 +36,7 @@ OPERATORS = ("conv", "max-pool", "avg-pool", "relu", "sigmoid", "tanh")
 @click.option(
     "--images", type=int, default=1000, show_default=True, help="Test images through every layer."
 )
-@click.option("--seed", type=int, default=0, show_default=True, help="Of what is made up.")
+@click.option("--seed", type=SEED, default=0, show_default=True, help="Of what is made up.")
 @click.option("--require", metavar="RUNTIMES", help="By comma: it is a failure if one is missing.")
 @click.option("--self-check", is_flag=True, help="Break the run's files: is each break found?")
 @click.option("--op", "operators", help="ops: only these, by comma.")

@@ -65,8 +65,8 @@ class Network:
 
     def learning_rate(self, batch_size: int = LEARNING_RATE_OF) -> float:
         """The peak learning rate when none is given: the class's, times the square root of how much
-        larger the batch is (for Adam and its kin: Malladi et al. 2022). A smaller one keeps it:
-        few pictures want all that their few steps can do.
+        larger the batch is (Malladi et al. 2022 for Adam, whose steps are as large as Muon's). A
+        smaller one keeps it: few pictures want all that their few steps can do.
         """
         rate: float = getattr(self.factory, "learning_rate", 2e-3)
         return float(f"{rate * math.sqrt(max(batch_size / LEARNING_RATE_OF, 1)):.3g}")
@@ -74,6 +74,10 @@ class Network:
     def label_smoothing(self) -> float:
         """The part of each label that training spreads over all classes."""
         return float(getattr(self.factory, "label_smoothing", 0.1))
+
+    def weight_decay(self) -> float:
+        """What part of itself a weight loses in a step, over the learning rate."""
+        return float(getattr(self.factory, "weight_decay", 0.05))
 
 
 def find_network(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 from . import __version__, checkpoint
@@ -21,7 +22,7 @@ from .quantization import quantize_run
 from .report import FACTS, PAGE, is_wanted, report_run
 from .run_folder import CHECKPOINT, UNCHANGED, RunFolder
 from .train import OnBatch, OnEpoch
-from .train_stage import WEIGHTS, train_run, training_config
+from .train_stage import WEIGHTS, refuse_interrupted, train_run, training_config
 from .verify import REPORT, run_files, verify_config, verify_run
 
 
@@ -41,6 +42,11 @@ def same_data(run: RunFolder) -> bool:
     except (BadInput, Missing):
         return False
     return True
+
+
+def _is_of(path: Path, config: TrainConfig) -> bool:
+    """Whether a checkpoint is of this training, wherever the data lie now."""
+    return replace(checkpoint.read(path).config, data_dir=config.data_dir) == config
 
 
 def run_all(
@@ -85,10 +91,12 @@ def run_all(
                 f"run {run.name} has weights from another training, network or data",
                 "give another --run NAME, or --overwrite to train it anew",
             )
+        path = run.path / CHECKPOINT
+        resume = not overwrite and path.is_file() and _is_of(path, config)
+        if not (resume or overwrite):
+            refuse_interrupted(run)
         if not run.wants(*files["train"]):
             return False
-        path = run.path / CHECKPOINT
-        resume = not overwrite and path.is_file() and checkpoint.read(path).config == config
         train_run(
             run,
             network,

@@ -76,21 +76,16 @@ def sweep(
 ) -> Sweep:
     """Go on with a study until it has `trials` finished trials, those of other machines included.
 
-    The first trial has the usual settings. What a trial is follows from the seed and the trials
-    before. Raises UsageError, Missing, BadInput, Interrupted.
+    The first trial that is not interrupted has the usual settings. What a trial is follows from the
+    seed and the trials before. Raises UsageError, Missing, BadInput, Interrupted.
     """
     optuna = need_optuna()
     folder = folder_of(name)
     place = Path(usual.data_dir) if usual.data_dir else None
     dataset = load_dataset(usual.dataset, network.input_shape, usual.seed, place)
     network.build(len(dataset.labels))  # what cannot be built is better known now
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(
-            f"{folder}: cannot be created ({error.strerror})",
-            "give another place with PIPELINE_RUNS_DIR",
-        ) from error
+    if storage is None:
+        _make(folder)  # SQLite does not
     url = storage or f"sqlite:///{folder / DATABASE}"
     with reaching(url) as shown:
         # Two machines may well wait for one another's SQLite.
@@ -111,8 +106,11 @@ def sweep(
             trial = study.ask()
             # As new for each trial, so that a study that goes on draws what it would have drawn.
             study.sampler = optuna.samplers.TPESampler(
-                seed=usual.seed * 100_003 + trial.number, multivariate=False
+                seed=(usual.seed * 100_003 + trial.number) % 2**32, multivariate=False
             )
+            before = study.get_trials(deepcopy=False)[: trial.number]
+            if all(t.state == optuna.trial.TrialState.FAIL for t in before):
+                study.sampler = optuna.samplers.PartialFixedSampler(_fixed(usual), study.sampler)
             _try(study, trial, network, usual, dataset)
             on_trial(_trial(study.trials[trial.number]))
         result = Sweep(
@@ -126,8 +124,19 @@ def sweep(
         )
     best = result.best
     result = replace(result, command=_command(network, usual, best))
+    _make(folder)
     write_atomically(folder / RESULT, (json.dumps(as_document(result), indent=1) + "\n").encode())
     return result
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(
+            f"{folder}: cannot be created ({error.strerror})",
+            "give another place with PIPELINE_RUNS_DIR",
+        ) from error
 
 
 def _try(
@@ -136,8 +145,6 @@ def _try(
     """Train once, and say what came of it; what diverges is as bad as what is pruned."""
     optuna = need_optuna()
     state = optuna.trial.TrialState
-    if trial.number == 0:
-        study.sampler = optuna.samplers.PartialFixedSampler(_fixed(usual), study.sampler)
     config = suggested(trial, usual)
 
     def on_epoch(epoch: Epoch) -> None:

@@ -15,12 +15,12 @@ from .checkpoint import Epoch, State, TrainConfig, load, restore, save
 from .data import Dataset, Split
 from .distortion import ELASTIC, distort
 from .errors import Missing, VerificationFailed
+from .muon import Muon, matrices_of
 from .network import fastest_layout, lay_out
 from .workers import ALONE, Workers
 
-# The recipe, chosen on MNIST by validation accuracy, together with the amounts in distortion.py,
-# TrainConfig's weight decay, and the networks' own peak learning rate and label smoothing (Szegedy
-# et al. 2016).
+# The recipe, chosen on MNIST by validation accuracy, together with the amounts in distortion.py and
+# the networks' own peak learning rate, weight decay and label smoothing (Szegedy et al. 2016).
 RISE = 0.2  # of all steps, with the learning rate going up
 EASE = 0.25  # of all epochs, the last: distortion falls to EASED of it, label smoothing to nothing
 EASED = 0.5
@@ -102,14 +102,15 @@ def train_epoch(
     state.network.train()
     for number, batch in enumerate(batches):
         step = epoch * len(batches) + number
-        for group in state.optimizer.param_groups:
-            group["lr"] = learning_rate_at(step, config.epochs * len(batches), config.learning_rate)
+        rate = learning_rate_at(step, config.epochs * len(batches), config.learning_rate)
         share, stands_for = workers.share(batch)
         loss, right = loss_of(data.images[share], data.labels[share], ease)
-        state.optimizer.zero_grad()
+        state.network.zero_grad()
         # The mean over the workers is the mean over the batch, also where shares differ by one.
         (loss * (stands_for * len(share) / len(batch))).backward()
-        state.optimizer.step()
+        for optimizer in state.optimizers:
+            optimizer.param_groups[0]["lr"] = rate
+            optimizer.step()
         move_average(state, step, len(batches))
         totals += torch.stack([loss.detach() * len(share), right]) * stands_for
         seen += len(batch)
@@ -156,13 +157,18 @@ def evaluate(network: nn.Module, data: Split, batch: int = 1000) -> float:
 def make_state(network: nn.Module, config: TrainConfig, input_shape: Sequence[int]) -> State:
     """A training before its first step; the network is moved to the device, in its fastest layout.
 
-    AdamW over all parameters, fused: one kernel a step instead of one a parameter.
+    Matrices are Muon's; all other parameters AdamW's, fused: one kernel a step for all of these.
     """
     lay_out(network.to(config.device), fastest_layout(network, input_shape))
-    optimizer = torch.optim.AdamW(
-        network.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay, fused=True
-    )
-    return State(network, copy.deepcopy(network), optimizer)
+    matrices = matrices_of(network)
+    rest = [weights for weights in network.parameters() if all(weights is not m for m in matrices)]
+    lr, decay = config.learning_rate, config.weight_decay
+    optimizers: list[torch.optim.Optimizer] = []
+    if matrices:
+        optimizers.append(Muon(matrices, lr=lr, weight_decay=decay))
+    if rest:
+        optimizers.append(torch.optim.AdamW(rest, lr=lr, weight_decay=decay, fused=True))
+    return State(network, copy.deepcopy(network), optimizers)
 
 
 def fit(
@@ -183,6 +189,7 @@ def fit(
     the last of those that did equally well. They are bit-identical whether or not training was
     interrupted.
     """
+    torch.use_deterministic_algorithms(True, warn_only=True)
     state = make_state(network, config, dataset.train.images.shape[1:])
     if resume:
         restore(state, *workers.broadcast(load(path, origin) if path else None))
@@ -203,7 +210,7 @@ def fit(
                 accuracy,
                 checked,
                 seconds=time.perf_counter() - started,
-                learning_rate=state.optimizer.param_groups[0]["lr"],
+                learning_rate=state.optimizers[0].param_groups[0]["lr"],
                 images_per_second=rate,
             )
         )

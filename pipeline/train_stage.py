@@ -26,7 +26,6 @@ from .train import OnBatch, OnEpoch, evaluate, fit
 from .workers import ALONE, LOST, WorkerLost, Workers, peer_is_lost
 
 WEIGHTS = "model.safetensors"
-SEEDS = 2**32  # that torch's generator tells apart
 
 
 def train_run(
@@ -48,7 +47,6 @@ def train_run(
     in run.json under "training". Raises the errors of the data set, the network and the loop; a
     checkpoint of the last whole epoch stays for --resume.
     """
-    torch.use_deterministic_algorithms(True, warn_only=True)
     path = run.path / CHECKPOINT
     try:
         check_settings(config, workers)
@@ -109,7 +107,6 @@ def assist(
     run_name: str, network: Network, config: TrainConfig, resume: bool, workers: Workers
 ) -> None:
     """The part of the workers that are not the first: they compute, and write nothing."""
-    torch.use_deterministic_algorithms(True, warn_only=True)
     with explained(network.name, run_name, lambda: True):
         dataset, module = _prepared(network, config, workers)
         quiet = (lambda *_: None, lambda _: None)
@@ -121,15 +118,24 @@ def guess(split: Split) -> float:
     return float(split.labels.bincount().max()) / len(split)
 
 
+def refuse_interrupted(run: RunFolder) -> None:
+    """Raises UsageError where a training that is not to be gone on with would be lost."""
+    if (run.path / CHECKPOINT).is_file():
+        raise UsageError(
+            f"run {run.name} has an interrupted training",
+            f"go on with 'pipeline train --resume --run {run.name}', or give --overwrite to start "
+            "anew",
+        )
+
+
 def check_settings(config: TrainConfig, workers: Workers = ALONE) -> None:
     """Raises UsageError for what no training can have."""
     each = 1 if workers.count == 1 else 2 * workers.count
     why = f"2 images for each of {workers.count} processes: " if each > 1 else ""
-    most, infinity = SEEDS - 1, math.inf
+    infinity = math.inf
     for option, value, fine, mend in (
         ("--epochs", config.epochs, config.epochs >= 1, "give 1 or more"),
         ("--batch-size", config.batch_size, config.batch_size >= each, f"{why}give {each} or more"),
-        ("--seed", config.seed, 0 <= config.seed <= most, f"give 0 to {most}"),
         (
             "--lr",
             config.learning_rate,
@@ -194,8 +200,8 @@ def fitting(network: str) -> Iterator[None]:
     """What goes wrong in a network's own forward, or for lack of memory. Raises BadInput."""
     try:
         yield
-    except RuntimeError as error:
-        if peer_is_lost(error):
+    except (RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, RuntimeError) and peer_is_lost(error):
             raise WorkerLost(LOST) from error
         raise BadInput(
             f"{network}: fails in training ({first_line(error)})", "see --debug"

@@ -99,8 +99,10 @@ def peer_is_lost(error: RuntimeError) -> bool:
 
 
 @contextmanager
-def joined() -> Iterator[Workers]:
+def joined(cuda: bool = True) -> Iterator[Workers]:
     """The processes that torchrun started with this one; without torchrun this one alone.
+
+    `cuda` is whether they may use such devices.
 
     Raises Missing where a machine has fewer CUDA devices than processes, and Interrupted when one
     of them is lost.
@@ -111,12 +113,12 @@ def joined() -> Iterator[Workers]:
     rank, count, local_rank, here = (
         int(os.environ[name]) for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE")
     )
-    devices = torch.cuda.device_count()
+    devices = torch.cuda.device_count() if cuda else 0
     if devices:
         if here > devices:
             raise Missing(
                 f"{here} processes and {devices} CUDA devices on this machine",
-                f"give torchrun --nproc-per-node {devices}",
+                f"give torchrun --nproc-per-node {devices}, or --device cpu",
             )
         torch.cuda.set_device(local_rank)
     signal.signal(signal.SIGTERM, _end)

@@ -3,6 +3,7 @@ import torch
 from torch import nn
 
 from models import MODELS
+from pipeline.cli_options import training
 from pipeline.errors import BadInput, Missing, UsageError
 from pipeline.network import find_network
 
@@ -61,6 +62,22 @@ def test_a_class_in_ones_own_file(tmp_path, constructor):
     network = find_network(f"{path}:MyNet")
     assert (network.name, network.input_shape) == ("my-net", (3, 4, 6))
     assert network.build(5)(torch.zeros(2, 3, 4, 6)).shape == (2, 5)
+
+
+def test_a_class_says_how_it_is_trained_unless_the_person_does(tmp_path):
+    said = "learning_rate, label_smoothing, weight_decay = 0.03, 0.25, 0.125"
+    (tmp_path / "mynet.py").write_text(net("classes", f"input_shape = (1, 8, 9)\n    {said}"))
+    options = dict.fromkeys(["activation", "input_shape", "augment", "data_dir", "epochs"])
+    options |= {"dataset": "digits", "seed": 0, "device": "cpu"}
+
+    def recipe(model, **given):
+        _, config, _ = training(options | {"model": model} | given)
+        return config.learning_rate, config.label_smoothing, config.weight_decay
+
+    own = f"{tmp_path / 'mynet.py'}:MyNet"
+    assert recipe(own) == (0.03, 0.25, 0.125)
+    assert recipe(own, lr=0.01, label_smoothing=0.0, weight_decay=0.0) == (0.01, 0.0, 0.0)
+    assert recipe("mlp") == (4e-3, 0.1, 0.05)
 
 
 def test_an_input_shape_can_be_given(tmp_path):

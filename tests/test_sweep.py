@@ -142,6 +142,31 @@ def test_ctrl_c_keeps_the_finished_trials(runs: Path, monkeypatch: pytest.Monkey
     ]
 
 
+def test_the_recipe_is_tried_although_the_first_trial_was_interrupted(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> float:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module, "fit", fake(interrupted))
+    with pytest.raises(Interrupted):
+        searched("begun", 2)
+    monkeypatch.setattr(module, "fit", fake(lambda trial, epoch: 0.9))
+    result = searched("begun", 2)
+    assert [t.state for t in result.trials] == ["fail", "complete", "complete"]
+    assert result.trials[1].settings["learning_rate"] == USUAL.learning_rate
+    assert result.trials[2].settings["learning_rate"] != USUAL.learning_rate
+
+
+def test_the_largest_seed_is_one_that_is_searched_with(
+    runs: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "fit", fake(lambda trial, epoch: 0.9))
+    options = ["--model", "mlp", "--epochs", "1", "--trials", "2", "--seed", str(2**32 - 1)]
+    done = CliRunner().invoke(main, ["sweep", *options])
+    assert done.exit_code == 0, done.stderr
+
+
 @pytest.fixture(params=["sqlite", "postgresql"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[str]:
     """The URL of an empty database of each kind."""
@@ -233,6 +258,7 @@ def test_a_storage_that_cannot_be_used(runs: Path, storage: str, code: int, word
     line = one_line(done.stderr)
     assert words in line
     assert "secret" not in line
+    assert [path.name for path in runs.iterdir()] == ["text.db"]
 
 
 @pytest.mark.parametrize(

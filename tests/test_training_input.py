@@ -57,9 +57,9 @@ def train(*arguments: str) -> Result:
         (["--lr", "nan"], "--lr nan"),
         (["--lr", "inf"], "--lr inf"),
         (["--lr", "fast"], "'fast' is not a valid float"),
-        (["--seed", "-1"], "--seed -1; give 0 to 4294967295"),
-        (["--seed", str(2**32)], "--seed 4294967296"),
-        (["--seed", str(10**30)], "give 0 to 4294967295"),
+        (["--seed", "-1"], "'--seed': -1 is not in the range 0<=x<=4294967295"),
+        (["--seed", str(2**32)], "'--seed': 4294967296 is not"),
+        (["--seed", str(10**30)], "0<=x<=4294967295"),
         (["--weight-decay", "-0.1"], "--weight-decay -0.1"),
         (["--label-smoothing", "1"], "--label-smoothing 1"),
         (["--distortion", "nan"], "--distortion nan"),
@@ -138,6 +138,38 @@ def test_other_data_than_the_checkpoints_are_refused(
     assert done.exit_code == 3
     assert "the data set has changed since" in one_line(done.stderr)
     assert read(checkpoint).history[-1].number == 2  # it is still there
+
+
+def test_data_may_have_moved_when_a_training_goes_on(runs: Path, checkpoint: Path) -> None:
+    done = train("--resume", "--run", "cut", "--data-dir", str(runs), "--json")
+    assert done.exit_code == 0, done.stderr
+    assert json.loads(done.stdout)["config"]["data_dir"] == str(runs)
+
+
+def test_another_training_does_not_take_the_place_of_an_interrupted_one(
+    runs: Path, checkpoint: Path
+) -> None:
+    options = ["--model", "mlp", "--run", "cut", "--epochs", "1"]
+    for command in ("train", "run"):
+        done = CliRunner().invoke(main, [command, *options])
+        assert done.exit_code == 2, done.stderr
+        assert "go on with 'pipeline train --resume --run cut'" in one_line(done.stderr)
+        assert read(checkpoint).history[-1].number == 2
+
+
+def test_what_a_network_cannot_be_trained_with_is_said(runs: Path) -> None:
+    (runs / "net.py").write_text(
+        "from torch import nn\n\n"
+        "class Net(nn.Sequential):\n"
+        "    input_shape = (1, 28, 28)\n\n"
+        "    def __init__(self):\n"
+        "        super().__init__(nn.Flatten(), nn.Linear(784, 10), nn.BatchNorm1d(10))\n"
+    )
+    model = ["--model", f"{runs / 'net.py'}:Net", "--run", "single"]
+    done = train(*model, "--batch-size", "1", "--epochs", "1")
+    assert done.exit_code == 3, done.stderr
+    assert "fails in training (Expected more than 1 value" in one_line(done.stderr)
+    assert not (runs / "single").exists()
 
 
 def test_resuming_with_other_threads_says_what_that_means(runs: Path, checkpoint: Path) -> None:
