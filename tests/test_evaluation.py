@@ -148,7 +148,13 @@ def test_another_data_set_must_have_the_same_classes(cli: Cli, tmp_path: Path) -
     assert done.returncode == 2 and "other classes" in done.stderr
 
 
-def test_other_pictures_become_pixels_as_the_runs_do(runs: Path, tmp_path: Path) -> None:
+@pytest.fixture
+def small(runs: Path, monkeypatch: pytest.MonkeyPatch) -> RunFolder:
+    monkeypatch.setenv("PIPELINE_RUNS_DIR", str(runs))
+    return RunFolder.open("small")
+
+
+def test_other_pictures_become_pixels_as_the_runs_do(small: RunFolder, tmp_path: Path) -> None:
     from PIL import Image
 
     for label in "0123456789":
@@ -157,18 +163,16 @@ def test_other_pictures_become_pixels_as_the_runs_do(runs: Path, tmp_path: Path)
             picture = Image.new("L", (40, 40))
             picture.paste(255, (3, 3, 9, 20 + number))
             picture.save(tmp_path / "photos" / label / f"{number}.png")
-    run = RunFolder.open("small")
-    found = evaluation.other_data(run, str(tmp_path / "photos"))
+    found = evaluation.other_data(small, str(tmp_path / "photos"))
     pixels = np.zeros((40, 40, 1), np.uint8)
     pixels[3:20, 3:9] = 255
-    wanted = prepare(pixels, run.input_shape, "glyph")
+    wanted = prepare(pixels, small.input_shape, "glyph")
     assert sum(np.array_equal(image, wanted) for image in found.train.images.numpy()) > 0
 
 
-def test_what_a_run_was_trained_on_is_not_what_it_is_tested_on(runs: Path) -> None:
-    run = RunFolder.open("small")
-    run.training["config"]["seed"] = 5
-    found = evaluation.other_data(run, "digits")
+def test_what_a_run_was_trained_on_is_not_what_it_is_tested_on(small: RunFolder) -> None:
+    small.training["config"]["seed"] = 5
+    found = evaluation.other_data(small, "digits")
     assert torch.equal(found.test.images, load_dataset("digits", (1, 28, 28), seed=5).test.images)
 
 
