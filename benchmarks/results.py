@@ -227,6 +227,7 @@ def tables(outcome: Record) -> str:
         for t in outcome["trainings"]
         for row in t.get("shipped", ())
     ]
+    unlike = f", but for {max(answers)}" if any(answers) else ""
     machine = outcome["parity"][0]["machine"]
     packages = ", ".join(f"{name} {number}" for name, number in machine["packages"].items())
     configurations = {(a["runtime"], a["configuration"]) for a in judged_by}
@@ -240,7 +241,7 @@ def tables(outcome: Record) -> str:
             accuracy_table(outcome),
             "",
             f"Training takes {_seconds(outcome)}. In ONNX Runtime, LiteRT, tflite-runtime and C as "
-            f"many of 10,000 answers are right as in the program, but for {max(answers)} (both "
+            f"many of 10,000 answers are right as in the program{unlike} (both "
             f"networks, seed 0). The bundle of lenet5 has {size:.2f} MB without a runtime.",
             "",
             f"Every layer, in place and alone, on {images:,} test images and made ones (seed 0, "
