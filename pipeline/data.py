@@ -59,8 +59,7 @@ class Dataset:
 class Usual:
     """How to train on a data set when nothing is said; whether to distort its pictures at random.
 
-    A small batch learns more an epoch, and a large one takes less time: MNIST's are large enough to
-    be done in 90 s on 2 cores.
+    A small batch learns more an epoch, and a large one takes less time: so MNIST's are large.
     """
 
     epochs: int = 30

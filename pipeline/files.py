@@ -35,6 +35,17 @@ def digest_of(path: Path, files: Sequence[str] | None) -> str:
         return ""
 
 
+def make_folder(path: Path) -> None:
+    """A folder below that of the runs, unless it is there. Raises BadInput."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInput(
+            f"{path}: cannot be created ({error.strerror})",
+            "give another place with PIPELINE_RUNS_DIR",
+        ) from error
+
+
 def replace_folder(source: Path, place: Path) -> None:
     """A finished folder to where an older one may be, which then is gone. Raises OSError, and then
     the older one is still there.

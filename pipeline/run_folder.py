@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import BadInput, Missing, UsageError, UserError, unknown
-from .files import digest_of, replace_folder, replacing, write_atomically
+from .files import digest_of, make_folder, replace_folder, replacing, write_atomically
 from .mending import command_for
 from .precisions import artefact_name
 
@@ -86,13 +86,7 @@ class RunFolder:
         if dry_run:
             run.plan = {}
             return run
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise BadInput(
-                f"{path}: cannot be created ({error.strerror})",
-                "give another place with PIPELINE_RUNS_DIR",
-            ) from error
+        make_folder(path)
         run._save()
         return run
 

@@ -17,8 +17,8 @@ import torch
 
 from .checkpoint import Epoch, TrainConfig
 from .data import Dataset, load_dataset
-from .errors import BadInput, UsageError, VerificationFailed
-from .files import write_atomically
+from .errors import UsageError, VerificationFailed
+from .files import make_folder, write_atomically
 from .mending import option_of
 from .network import Network
 from .study import DATABASE, RESULT, Sweep, Trial, as_document, folder_of
@@ -85,7 +85,7 @@ def sweep(
     dataset = load_dataset(usual.dataset, network.input_shape, usual.seed, place)
     network.build(len(dataset.labels))  # what cannot be built is better known now
     if storage is None:
-        _make(folder)  # SQLite does not
+        make_folder(folder)  # SQLite does not
     url = storage or f"sqlite:///{folder / DATABASE}"
     with reaching(url) as shown:
         # Two machines may well wait for one another's SQLite.
@@ -101,6 +101,7 @@ def sweep(
         )
         subject = _subject(network, usual, dataset)
         _same_study(study, subject)
+        make_folder(folder)  # of a storage that can be used, and before hours of trials
         done = (optuna.trial.TrialState.COMPLETE, optuna.trial.TrialState.PRUNED)
         while sum(t.state in done for t in study.get_trials(deepcopy=False)) < trials:
             trial = study.ask()
@@ -124,19 +125,8 @@ def sweep(
         )
     best = result.best
     result = replace(result, command=_command(network, usual, best))
-    _make(folder)
     write_atomically(folder / RESULT, (json.dumps(as_document(result), indent=1) + "\n").encode())
     return result
-
-
-def _make(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInput(
-            f"{folder}: cannot be created ({error.strerror})",
-            "give another place with PIPELINE_RUNS_DIR",
-        ) from error
 
 
 def _try(

@@ -132,20 +132,19 @@ def check_settings(config: TrainConfig, workers: Workers = ALONE) -> None:
     """Raises UsageError for what no training can have."""
     each = 1 if workers.count == 1 else 2 * workers.count
     why = f"2 images for each of {workers.count} processes: " if each > 1 else ""
-    infinity = math.inf
     for option, value, fine, mend in (
         ("--epochs", config.epochs, config.epochs >= 1, "give 1 or more"),
         ("--batch-size", config.batch_size, config.batch_size >= each, f"{why}give {each} or more"),
         (
             "--lr",
             config.learning_rate,
-            0 < config.learning_rate < infinity,
+            0 < config.learning_rate < math.inf,
             "give a number above 0",
         ),
         (
             "--weight-decay",
             config.weight_decay,
-            0 <= config.weight_decay < infinity,
+            0 <= config.weight_decay < math.inf,
             "give 0 or more",
         ),
         (
@@ -154,7 +153,7 @@ def check_settings(config: TrainConfig, workers: Workers = ALONE) -> None:
             0 <= config.label_smoothing < 1,
             "give 0 to 1, without 1",
         ),
-        ("--distortion", config.distortion, 0 <= config.distortion < infinity, "give 0 or more"),
+        ("--distortion", config.distortion, 0 <= config.distortion < math.inf, "give 0 or more"),
     ):
         if not fine:
             shown = f"{value:g}" if isinstance(value, float) else value

@@ -99,13 +99,11 @@ def peer_is_lost(error: RuntimeError) -> bool:
 
 
 @contextmanager
-def joined(cuda: bool = True) -> Iterator[Workers]:
+def joined(cuda: bool) -> Iterator[Workers]:
     """The processes that torchrun started with this one; without torchrun this one alone.
 
-    `cuda` is whether they may use such devices.
-
-    Raises Missing where a machine has fewer CUDA devices than processes, and Interrupted when one
-    of them is lost.
+    `cuda` is whether they may use such devices. Raises Missing where a machine has fewer of them
+    than processes, and Interrupted when one of these is lost.
     """
     if not under_torchrun():
         yield ALONE
