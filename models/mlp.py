@@ -9,7 +9,6 @@ class MLP(nn.Module):
     """One hidden layer of 76 units: 60,430 parameters, about as many as LeNet-5."""
 
     input_shape = (1, 28, 28)
-    learning_rate = 4e-3
 
     def __init__(self, classes: int = 10) -> None:
         super().__init__()

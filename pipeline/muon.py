@@ -69,7 +69,7 @@ def orthogonalized(matrix: Tensor) -> Tensor:
 
 def _polynomial(gram: Tensor) -> Tensor:
     """What, times X, has ax + bx³ + cx⁵ for each singular value x of X. `gram` is XXᵀ."""
-    polynomial = torch.addmm(B * gram, gram, gram, alpha=C)
+    polynomial = torch.addmm(gram, gram, gram, beta=B, alpha=C)
     polynomial.diagonal().add_(A)
     return polynomial
 

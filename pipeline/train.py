@@ -16,7 +16,7 @@ from .data import Dataset, Split
 from .distortion import ELASTIC, distort
 from .errors import Missing, VerificationFailed
 from .muon import Muon, matrices_of
-from .network import fastest_layout, lay_out
+from .network import fastest_layout, lay_out, pooled_first
 from .workers import ALONE, Workers
 
 # The recipe, chosen on MNIST by validation accuracy, together with the amounts in distortion.py and
@@ -190,33 +190,36 @@ def fit(
     interrupted.
     """
     torch.use_deterministic_algorithms(True, warn_only=True)
-    state = make_state(network, config, dataset.train.images.shape[1:])
-    if resume:
-        restore(state, *workers.broadcast(load(path, origin) if path else None))
-    device = torch.device(config.device)
-    train, validation = _on(dataset.train, device), _on(dataset.validation, device)
-    loss_of = loss_function(workers.parallel(network), config)
-    while len(state.history) < config.epochs:
-        started = time.perf_counter()
-        loss, accuracy = train_epoch(state, train, config, loss_of, on_batch, workers)
-        rate = len(train) / (time.perf_counter() - started)
-        checked = workers.broadcast(evaluate(state.average, validation) if workers.first else None)
-        if checked >= max((epoch.validation_accuracy for epoch in state.history), default=0):
-            state.best = {name: t.clone() for name, t in state.average.state_dict().items()}
-        state.history.append(
-            Epoch(
-                len(state.history) + 1,
-                loss,
-                accuracy,
-                checked,
-                seconds=time.perf_counter() - started,
-                learning_rate=state.optimizers[0].param_groups[0]["lr"],
-                images_per_second=rate,
+    with pooled_first(network):
+        state = make_state(network, config, dataset.train.images.shape[1:])
+        if resume:
+            restore(state, *workers.broadcast(load(path, origin) if path else None))
+        device = torch.device(config.device)
+        train, validation = _on(dataset.train, device), _on(dataset.validation, device)
+        loss_of = loss_function(workers.parallel(network), config)
+        while len(state.history) < config.epochs:
+            started = time.perf_counter()
+            loss, accuracy = train_epoch(state, train, config, loss_of, on_batch, workers)
+            rate = len(train) / (time.perf_counter() - started)
+            checked = workers.broadcast(
+                evaluate(state.average, validation) if workers.first else None
             )
-        )
-        on_epoch(state.history[-1])
-        if path:
-            save(state, path, config, origin, workers.count)
+            if checked >= max((epoch.validation_accuracy for epoch in state.history), default=0):
+                state.best = {name: t.clone() for name, t in state.average.state_dict().items()}
+            state.history.append(
+                Epoch(
+                    len(state.history) + 1,
+                    loss,
+                    accuracy,
+                    checked,
+                    seconds=time.perf_counter() - started,
+                    learning_rate=state.optimizers[0].param_groups[0]["lr"],
+                    images_per_second=rate,
+                )
+            )
+            on_epoch(state.history[-1])
+            if path:
+                save(state, path, config, origin, workers.count)
     network.load_state_dict(state.best)
     lay_out(network.cpu().eval(), torch.contiguous_format)
     return state.history

@@ -17,7 +17,7 @@ from pipeline.checkpoint import Epoch, TrainConfig, read, restore
 from pipeline.data import Dataset, Split
 from pipeline.distortion import ELASTIC, distort
 from pipeline.errors import BadInput, VerificationFailed
-from pipeline.network import fastest_layout
+from pipeline.network import fastest_layout, lay_out, pooled_first
 
 SHAPE = (1, 20, 28)  # not square
 ORIGIN: dict[str, str | None] = {"source": None, "dataset": "made"}
@@ -268,6 +268,27 @@ def test_channels_lie_last_where_the_network_can_work_on_them(tmp_path: Path) ->
     assert train.evaluate(network, DATA.test) > 0.6
     weights, _ = fitted(tmp_path / "small")
     assert all(value.is_contiguous() for value in weights.values())
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_pooling_before_relu_changes_no_bit(layout: torch.memory_format) -> None:
+    network = lay_out(MODELS["lenet5"](), layout)
+    operators = [type(layer) for layer in network.layers]
+    images = torch.randint(0, 3, (8, 1, 28, 28)).float() / 2  # of which many windows' maxima equal
+
+    def scores_and_gradients() -> list[torch.Tensor]:
+        network.zero_grad()
+        scores = network(images)
+        scores.square().sum().backward()
+        return [scores, *(weights.grad for weights in network.parameters())]
+
+    usual = scores_and_gradients()
+    with pytest.raises(KeyboardInterrupt), pooled_first(network):
+        found = [type(layer) for layer in network.layers]
+        assert (found.index(nn.MaxPool2d), found.index(nn.ReLU)) == (1, 2)
+        assert all(map(torch.equal, scores_and_gradients(), usual))
+        raise KeyboardInterrupt
+    assert [type(layer) for layer in network.layers] == operators
 
 
 def test_at_the_end_pictures_and_labels_are_nearly_what_they_are_in_use() -> None:
