@@ -12,8 +12,9 @@ STEPS = 5
 # Of Jordan et al. 2024: x -> ax + bx³ + cx⁵ brings the singular values of a matrix near 1 in five
 # steps, also small ones, and never past 1.21 or, once there, below 0.68.
 A, B, C = 3.4445, -4.7750, 2.0315
-# Root mean square of a step's elements, over the learning rate: what AdamW's usually come to, so
-# that both take the same rate and weight decay (Liu et al. 2025).
+# Root mean square of a step's elements, over the learning rate: what AdamW's come to in a long
+# training, so that both take the same rate and weight decay (Liu et al. 2025). Early on AdamW's are
+# nearer 1, hence rates that are larger than is usual for it.
 STEP_SIZE = 0.2
 
 

@@ -66,8 +66,8 @@ class Network:
 
     def learning_rate(self, batch_size: int = LEARNING_RATE_OF) -> float:
         """The peak learning rate when none is given: the class's, times the square root of how much
-        larger the batch is (Malladi et al. 2022 for Adam, whose steps are as large as Muon's). A
-        smaller one keeps it: few pictures want all that their few steps can do.
+        larger the batch is (Malladi et al. 2022, for Adam). A smaller one keeps it: few pictures
+        want all that their few steps can do.
         """
         rate: float = getattr(self.factory, "learning_rate", 1e-2)
         return float(f"{rate * math.sqrt(max(batch_size / LEARNING_RATE_OF, 1)):.3g}")

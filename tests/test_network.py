@@ -77,7 +77,7 @@ def test_a_class_says_how_it_is_trained_unless_the_person_does(tmp_path):
     own = f"{tmp_path / 'mynet.py'}:MyNet"
     assert recipe(own) == (0.03, 0.25, 0.125)
     assert recipe(own, lr=0.01, label_smoothing=0.0, weight_decay=0.0) == (0.01, 0.0, 0.0)
-    assert recipe("mlp") == (4e-3, 0.1, 0.05)
+    assert recipe("mlp") == (1e-2, 0.1, 0.05)
 
 
 def test_an_input_shape_can_be_given(tmp_path):
