@@ -147,6 +147,8 @@ def test_a_killed_worker_ends_the_job_and_resume_goes_on(tmp_path: Path, rank: i
 
 @pytest.mark.slow
 def test_from_one_process_to_two_and_back(tmp_path: Path) -> None:
+    # Where a shell runs the tests in the background they ignore it, and so would what they start.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     metrics = tmp_path / "a" / "metrics.jsonl"
 
     def epochs() -> int:
