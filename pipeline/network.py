@@ -9,14 +9,17 @@ import inspect
 import math
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_pre_hook
 
 from models import MODELS
 
@@ -133,26 +136,40 @@ def lay_out(network: nn.Module, layout: torch.memory_format) -> nn.Module:
 
 
 @contextmanager
-def pooled_first(network: nn.Module) -> Iterator[None]:
-    """The network with its ReLUs after the max pooling that follows them in an nn.Sequential.
+def pooled_first(network: nn.Module, input_shape: Sequence[int]) -> Iterator[None]:
+    """The network, on the CPU, with its ReLUs after the max pooling that follows them in an
+    nn.Sequential. Every bit and every gradient stays as it was, since a ReLU changes no order, and
+    it has a quarter of the values to do: a step of LeNet-5 on a CPU takes some 5 % less.
 
-    Every bit and every gradient stays as it was, since a ReLU changes no order, and it has a
-    quarter of the values to do: a step of LeNet-5 on a CPU takes some 5 % less.
+    Only where nothing else can see what is between them: all three are called equally often, and
+    have no hooks.
     """
+    calls: Counter[nn.Module] = Counter()
+    counting = register_module_forward_pre_hook(lambda module, _: calls.update([module]))
+    try:
+        with torch.no_grad():
+            network.eval()(torch.zeros(2, *input_shape))
+    finally:
+        counting.remove()
     pairs = [
         (layers, place)
-        for layers in network.modules()
+        for layers in calls
         if type(layers) is nn.Sequential
-        for place in range(len(layers) - 1)
-        if type(layers[place]) is nn.ReLU and type(layers[place + 1]) is nn.MaxPool2d
+        for place, (relu, pool) in enumerate(pairwise(layers))
+        if type(relu) is nn.ReLU and type(pool) is nn.MaxPool2d
+        if calls[layers] == calls[relu] == calls[pool]
+        if not any(each._forward_hooks or each._forward_pre_hooks for each in (relu, pool))
     ]
-    for layers, place in pairs:
-        layers[place], layers[place + 1] = layers[place + 1], layers[place]
+
+    def swap() -> None:
+        for layers, place in pairs:
+            layers[place], layers[place + 1] = layers[place + 1], layers[place]
+
+    swap()
     try:
         yield
     finally:
-        for layers, place in pairs:
-            layers[place], layers[place + 1] = layers[place + 1], layers[place]
+        swap()
 
 
 def _from_file(spec: str) -> tuple[str, type[nn.Module], str]:

@@ -190,8 +190,9 @@ def fit(
     interrupted.
     """
     torch.use_deterministic_algorithms(True, warn_only=True)
-    with pooled_first(network):
-        state = make_state(network, config, dataset.train.images.shape[1:])
+    input_shape = dataset.train.images.shape[1:]
+    with pooled_first(network, input_shape):
+        state = make_state(network, config, input_shape)
         if resume:
             restore(state, *workers.broadcast(load(path, origin) if path else None))
         device = torch.device(config.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -283,12 +284,49 @@ def test_pooling_before_relu_changes_no_bit(layout: torch.memory_format) -> None
         return [scores, *(weights.grad for weights in network.parameters())]
 
     usual = scores_and_gradients()
-    with pytest.raises(KeyboardInterrupt), pooled_first(network):
+    with pytest.raises(KeyboardInterrupt), pooled_first(network, (1, 28, 28)):
         found = [type(layer) for layer in network.layers]
         assert (found.index(nn.MaxPool2d), found.index(nn.ReLU)) == (1, 2)
         assert all(map(torch.equal, scores_and_gradients(), usual))
         raise KeyboardInterrupt
     assert [type(layer) for layer in network.layers] == operators
+
+
+class Between(nn.Module):
+    """Takes from a Sequential more than its outcome."""
+
+    def __init__(self, forward: Callable[[nn.Sequential, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.way = forward
+        self.layers = nn.Sequential(nn.Conv2d(1, 4, 3), nn.ReLU(), nn.MaxPool2d(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.way(self.layers, x).amax((2, 3))
+
+
+@pytest.mark.parametrize(
+    ("way", "places"),
+    [
+        (lambda layers, x: layers(x), (2, 1)),
+        (lambda layers, x: layers(-layers(x).repeat_interleave(2, 2)[:, :1]), (2, 1)),
+        (lambda layers, x: layers[:2](x), (1, 2)),
+        (lambda layers, x: layers[2](layers[:2](x)), (1, 2)),
+        (lambda layers, x: layers(x) + layers[:2](x).amax((2, 3), keepdim=True), (1, 2)),
+        (lambda layers, x: layers[1](x), (1, 2)),
+    ],
+)
+def test_what_is_between_relu_and_pooling_stays_where_it_is_seen(
+    way: Callable[[nn.Sequential, Tensor], Tensor], places: tuple[int, int]
+) -> None:
+    network = Between(way)
+    relu, pool = network.layers[1:]
+    with pooled_first(network, SHAPE):
+        assert (network.layers[places[0]], network.layers[places[1]]) == (relu, pool)
+    assert (network.layers[1], network.layers[2]) == (relu, pool)
+    seen = relu.register_forward_hook(lambda *_: None)
+    with pooled_first(network, SHAPE):
+        assert (network.layers[1], network.layers[2]) == (relu, pool)
+    seen.remove()
 
 
 def test_at_the_end_pictures_and_labels_are_nearly_what_they_are_in_use() -> None:
